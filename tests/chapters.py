@@ -1,0 +1,52 @@
+"""The chapters as the tests see them: their files, and their classes and functions."""
+
+import ast
+import functools
+import sys
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+
+_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
+
+
+def names() -> list[str]:
+    """Every chapter that has a source, in the order of the table of contents."""
+    import yaml
+
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    listed: list[str] = []
+
+    def walk(node):
+        if isinstance(node, dict):
+            file = node.get("file", "")
+            if isinstance(file, str) and file.startswith("notebooks/"):
+                listed.append(Path(file).stem)
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(contents)
+    return listed
+
+
+@functools.cache
+def definitions(name: str) -> types.SimpleNamespace:
+    """The imports, classes and functions of a chapter, without running the rest of it.
+
+    The model contracts run on these, so a class or function of a chapter may lean on its
+    arguments and on imports only.
+    """
+    source = NOTEBOOKS / f"{name}.py"
+    tree = ast.parse(source.read_text(encoding="utf-8"), filename=str(source))
+    tree.body = [node for node in tree.body if isinstance(node, _DEFINITIONS)]
+    # a real module, so that Keras can save and load the chapter's classes by name
+    module = types.ModuleType(f"chapter_{name}")
+    module.__file__ = str(source)
+    sys.modules[module.__name__] = module
+    exec(compile(tree, str(source), "exec"), module.__dict__)
+    return types.SimpleNamespace(**module.__dict__)
