@@ -1,0 +1,179 @@
+"""Sphinx extension: what every page of the book has beyond the theme.
+
+- MathJax and its fonts from the book itself (the files of `sphinx-mathjax-offline`).
+- On every chapter: "Open in Colab", the notebook and the script to download, in the page and in the
+  header's menu; "suggest edit" leads to the script, which is the chapter's source.
+- No request to another host: scripts the book has no use for are taken out.
+- Small repairs of the theme's HTML for readers who use a keyboard or a screen reader.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
+#: The parts of MathJax the book's pages can ask for, of the 24 MB the package holds.
+MATHJAX_PARTS = ("tex-chtml.js", "output/chtml", "input/tex/extensions", "a11y", "ui", "sre")
+
+#: Scripts that JupyterBook adds for live code and comments, which the book does not have.
+UNUSED_SCRIPTS = re.compile(r"thebe|THEBE|requirejs|require\.min|hypothes")
+
+
+def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
+    """Copy MathJax into the built book, once.
+
+    Raises:
+        ExtensionError: `sphinx-mathjax-offline` is not installed.
+    """
+    if exception is not None or app.builder.format != "html":
+        return
+    package = importlib.util.find_spec("sphinx-mathjax-offline")
+    if package is None or package.origin is None:
+        raise ExtensionError("MathJax is missing: pip install sphinx-mathjax-offline")
+    source = Path(package.origin).parent / "static" / "mathjax"
+    target = Path(app.outdir) / "_static" / "mathjax"
+    for part in MATHJAX_PARTS:
+        if (target / part).exists():
+            continue
+        (target / part).parent.mkdir(parents=True, exist_ok=True)
+        if (source / part).is_dir():
+            shutil.copytree(source / part, target / part)
+        else:
+            shutil.copy2(source / part, target / part)
+
+
+def is_notebook(app: Sphinx, pagename: str) -> bool:
+    """Whether a page comes from a notebook, be it `.ipynb` or Markdown with code cells."""
+    return pagename in app.env.metadata and "kernelspec" in app.env.metadata[pagename]
+
+
+def copy_scripts(app: Sphinx, exception: Exception | None) -> None:
+    """Put the script of every notebook page beside the notebook in `_sources`.
+
+    A chapter has one in the tree; for a Markdown page it is made from the page.
+    """
+    if exception is not None or app.builder.format != "html":
+        return
+    for pagename in app.env.found_docs:
+        if not is_notebook(app, pagename):
+            continue
+        source = Path(app.env.doc2path(pagename))
+        target = Path(app.outdir) / "_sources" / f"{pagename}.py"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.with_suffix(".py").is_file():
+            shutil.copy2(source.with_suffix(".py"), target)
+        else:
+            import jupytext
+
+            jupytext.write(jupytext.read(source), target, fmt="py:percent")
+
+
+def add_notebook_buttons(
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
+) -> None:
+    """Offer the page as a script, and lead "suggest edit" to the script."""
+    if doctree is None or not is_notebook(app, pagename):
+        return
+    sources = context["pathto"]("_sources", 1)
+    script = f"{sources}/{pagename}.py"
+    links = {"script": script, "notebook": f"{sources}/{pagename}.ipynb"}
+    for group in context["header_buttons"]:
+        for button in group.get("buttons", ()):
+            if button.get("text") == "Colab":
+                links["colab"] = button["url"]
+            if button.get("label") == "source-edit-button" and pagename.startswith("notebooks/"):
+                button["url"] = re.sub(r"\.ipynb$", ".py", button["url"])
+        if group.get("label") == "download-buttons":
+            group["buttons"] = [b for b in group["buttons"] if b["text"] in (".ipynb", ".pdf")]
+            group["buttons"].insert(
+                1,
+                {
+                    "type": "link",
+                    "url": script,
+                    "text": ".py",
+                    "tooltip": "Download the script",
+                    "icon": "fas fa-file-code",
+                    "label": "download-script-button",
+                },
+            )
+    context["body"] = insert_actions(context["body"], links)
+
+
+def insert_actions(body: str, links: dict[str, str]) -> str:
+    """Put a row of links under the page's title.
+
+    Args:
+        body: the page's HTML.
+        links: `notebook` and `script`, and `colab` where the page can be opened there.
+    """
+    row = []
+    if "colab" in links:
+        row.append(
+            f'<a class="page-action colab" href="{escape(links["colab"])}">Open in Colab</a>'
+        )
+    for kind, ending in (("notebook", "ipynb"), ("script", "py")):
+        row.append(
+            f'<a class="page-action {kind}" href="{escape(links[kind])}" download>'
+            f"Download .{ending}</a>"
+        )
+    actions = f'<nav class="page-actions" aria-label="Run this page">{"".join(row)}</nav>'
+    return body.replace("</h1>", f"</h1>\n{actions}", 1)
+
+
+def drop_unused_scripts(
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
+) -> None:
+    """Take out scripts and styles for live code, which the book does not have."""
+    for kind in ("script_files", "css_files"):
+        context[kind] = [
+            asset
+            for asset in context.get(kind, ())
+            if not UNUSED_SCRIPTS.search(
+                f"{getattr(asset, 'filename', asset)} {getattr(asset, 'attributes', '')}"
+            )
+        ]
+
+
+def repair_accessibility(
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
+) -> None:
+    """Repair what the theme's HTML lacks: names of controls, and a unique title for each page."""
+    body = context.get("body")
+    if not body:
+        return
+    # what a wide table or a long output scrolls in can be reached by keyboard
+    body = body.replace(
+        '<div class="output text_html">', '<div class="output text_html" tabindex="0">'
+    )
+    context["body"] = body
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect to Sphinx; the theme's own handlers run at priority 500 and 501."""
+    app.connect("html-page-context", add_notebook_buttons, priority=502)
+    app.connect("html-page-context", repair_accessibility, priority=503)
+    app.connect("html-page-context", drop_unused_scripts, priority=900)
+    app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", copy_scripts)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

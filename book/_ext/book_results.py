@@ -1,0 +1,159 @@
+"""Sphinx roles that quote what the chapters measured, so that no page has a figure typed in.
+
+The figures come from `results/NAME.json` (see `rectutor.results`). In a Markdown page:
+
+- ``{result}`gru4rec:GRU4Rec made right:ndcg` `` writes a metric of a model,
+- ``{interval}`gru4rec:GRU4Rec made right:ndcg` `` its 95 % interval ("0.091 to 0.131"),
+- ``{fact}`gru4rec:c8_leaked_targets` `` a fact the chapter recorded, with an optional format as in
+  ``{fact}`gru4rec:c8_leaked_share:.0%` ``,
+- ``{run}`gru4rec:device` `` how the chapter ran: `profile`, `backend`, `device`, `seed` or `data`.
+
+A figure that is not there is a build warning, and so, with ``-W``, an error: it names the file,
+what was asked for and what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
+
+from rectutor import results
+
+logger = logging.getLogger(__name__)
+
+#: Decimals of a metric; a metric that is not here gets three.
+DECIMALS = {"rmse": 4}
+
+#: What `{run}` can say of a chapter.
+RUN_FIELDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "profile": lambda record: str(record["profile"]),
+    "backend": lambda record: str(record["backend"]),
+    "device": lambda record: str(record["device"]),
+    "seed": lambda record: str(record["seed"]),
+    "data": lambda record: str(record["data"]["name"]),
+}
+
+
+def split_target(text: str) -> tuple[str, str]:
+    """Split `chapter:rest` at its first colon.
+
+    Raises:
+        ValueError: there is no colon, or nothing on one side of it.
+    """
+    chapter, _, rest = (part.strip() for part in text.partition(":"))
+    if not chapter or not rest:
+        raise ValueError(f"{text!r} does not read 'chapter:what'")
+    return chapter, rest
+
+
+def find_metric(record: Mapping[str, Any], target: str) -> dict[str, float | None]:
+    """Find `model:metric` in a results record.
+
+    Args:
+        record: a record that `rectutor.results.check` accepts.
+        target: the model's name as stored, a colon, and the metric's name.
+
+    Returns:
+        The metric's `value`, `low` and `high`.
+
+    Raises:
+        ValueError: no such model, no such metric of it, or more than one; the message lists what
+            there is.
+    """
+    model, _, metric = (part.strip() for part in target.rpartition(":"))
+    named = [entry for entry in record["models"] if entry["model"] == model]
+    if not named:
+        known = ", ".join(repr(entry["model"]) for entry in record["models"]) or "none"
+        raise ValueError(f"no model {model!r}; the models are {known}")
+    found = [entry["metrics"][metric] for entry in named if metric in entry["metrics"]]
+    if len(found) != 1:
+        known = ", ".join(sorted({name for entry in named for name in entry["metrics"]}))
+        many = f"{len(found)} values" if found else "no metric"
+        raise ValueError(f"{many} {metric!r} of {model!r}; its metrics are {known}")
+    return dict(found[0])
+
+
+def format_result(record: Mapping[str, Any], target: str) -> str:
+    """Write the value of a model's metric (see `find_metric`)."""
+    value = find_metric(record, target)["value"]
+    return f"{value:.{DECIMALS.get(target.rpartition(':')[2].strip(), 3)}f}"
+
+
+def format_interval(record: Mapping[str, Any], target: str) -> str:
+    """Write the 95 % interval of a model's metric (see `find_metric`) as "low to high"."""
+    metric = find_metric(record, target)
+    if metric["low"] is None or metric["high"] is None:
+        raise ValueError(f"{target!r} was recorded without an interval; quote it with 'result'")
+    decimals = DECIMALS.get(target.rpartition(":")[2].strip(), 3)
+    return f"{metric['low']:.{decimals}f} to {metric['high']:.{decimals}f}"
+
+
+def format_fact(record: Mapping[str, Any], target: str) -> str:
+    """Write a recorded fact: `key`, or `key:format` with a format of Python's `format`.
+
+    Raises:
+        ValueError: there is no such fact, or the format does not suit it.
+    """
+    key, _, specification = target.partition(":")
+    facts = record["facts"]
+    if key.strip() not in facts:
+        known = ", ".join(sorted(facts)) or "none"
+        raise ValueError(f"no fact {key.strip()!r}; the facts are {known}")
+    value = facts[key.strip()]
+    if specification:
+        return format(value, specification.strip())
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def format_run(record: Mapping[str, Any], target: str) -> str:
+    """Write how the chapter ran: one of `RUN_FIELDS`.
+
+    Raises:
+        ValueError: there is no such field.
+    """
+    if target not in RUN_FIELDS:
+        raise ValueError(f"no field {target!r}; the fields are {', '.join(RUN_FIELDS)}")
+    return RUN_FIELDS[target](record)
+
+
+class ResultRole(SphinxRole):
+    """A role that reads `results/CHAPTER.json` and writes one of its figures.
+
+    Args:
+        write: makes the text from the record and what follows the chapter's name.
+    """
+
+    def __init__(self, write: Callable[[Mapping[str, Any], str], str]) -> None:
+        super().__init__()
+        self.write = write
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Write the figure, or warn and write a mark that nobody overlooks."""
+        try:
+            chapter, rest = split_target(self.text)
+            path = Path(self.env.srcdir) / "results" / f"{chapter}.json"
+            self.env.note_dependency(str(path))
+            text = self.write(results.read(path), rest)
+        except (FileNotFoundError, ValueError) as error:
+            logger.warning(
+                "{%s}`%s`: %s", self.name, self.text, error, location=self.get_location()
+            )
+            return [nodes.strong(text="?")], []
+        return [nodes.inline(text=text, classes=["measured"])], []
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the roles."""
+    app.add_role("result", ResultRole(format_result))
+    app.add_role("interval", ResultRole(format_interval))
+    app.add_role("fact", ResultRole(format_fact))
+    app.add_role("run", ResultRole(format_run))
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,39 @@
+// What the theme leaves undone for readers who use a keyboard or a screen reader.
+(function () {
+  "use strict";
+
+  // A region that scrolls can be scrolled with the keyboard only when it can have the focus.
+  function makeScrollable() {
+    const candidates = document.querySelectorAll(
+      ".bd-content pre, .bd-content .cell_output, .bd-content .output, .bd-content mjx-container," +
+        " .bd-content .pst-scrollable-table-container, .bd-content .table-scroll, .bd-sidebar-primary, .bd-toc"
+    );
+    for (const element of candidates) {
+      const scrolls =
+        element.scrollWidth > element.clientWidth + 1 || element.scrollHeight > element.clientHeight + 1;
+      const style = getComputedStyle(element);
+      const clips = /auto|scroll/.test(style.overflowX + style.overflowY);
+      if (scrolls && clips && !element.hasAttribute("tabindex")) {
+        element.tabIndex = 0;
+      }
+    }
+  }
+
+  // A wide table scrolls inside a box of its own.
+  function wrapTables() {
+    for (const table of document.querySelectorAll(".bd-content table")) {
+      if (table.closest(".pst-scrollable-table-container, .table-scroll")) continue;
+      const box = document.createElement("div");
+      box.className = "table-scroll";
+      table.parentNode.insertBefore(box, table);
+      box.appendChild(table);
+    }
+  }
+
+  document.addEventListener("DOMContentLoaded", function () {
+    wrapTables();
+    makeScrollable();
+    window.addEventListener("load", makeScrollable);
+    window.addEventListener("resize", makeScrollable);
+  });
+})();
