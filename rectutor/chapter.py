@@ -381,11 +381,13 @@ def _relative(path: Path) -> Path:
 def _plot_style() -> None:
     """Figures as crisp SVG, the same bytes for the same numbers, in colour-blind-safe colours."""
     import matplotlib as mpl
+    from cycler import cycler
 
     if in_notebook():
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        set_matplotlib_formats("svg", facecolor="white", metadata={"Date": None})
+        svg = {"facecolor": "white", "metadata": {"Date": None}}
+        set_matplotlib_formats("svg", **svg)  # type: ignore[no-untyped-call]
     else:
         mpl.use("agg")
     # Okabe and Ito's palette, in the order that keeps neighbours apart
@@ -393,7 +395,7 @@ def _plot_style() -> None:
     mpl.rcParams.update(
         {
             "axes.grid": True,
-            "axes.prop_cycle": mpl.cycler(color=palette),
+            "axes.prop_cycle": cycler(color=palette),
             "axes.spines.right": False,
             "axes.spines.top": False,
             "axes.titlelocation": "left",
