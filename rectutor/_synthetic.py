@@ -12,8 +12,8 @@ from rectutor._tables import Tables
 _TASTES = 8  # groups of users, and of movies
 _SUCCESSORS = 6  # movies that tend to follow a movie
 _FOLLOW = 0.6  # how often the next movie is one of them
-_SKEW = 0.8  # popularity of the movie of rank r is (r + 10)^-skew
-_LIKING = 1.6  # how much a group prefers its own genre when it chooses (log scale)
+_SKEW = 1.2  # popularity of the movie of rank r is (r + 10)^-skew
+_LIKING = 1.3  # how much a group prefers its own genre when it chooses (log scale)
 _STARS = 0.8  # how much liking moves the stars
 _NOISE = 0.7  # standard deviation of a rating, in stars, before rounding
 _SEEN_CELLS = 2**26  # how many (user, movie) cells are held at once
@@ -90,7 +90,7 @@ def world(num_users: int, num_movies: int, seed: int) -> World:
     choice[:, 1:] *= popularity
     choice /= choice.sum(axis=1, keepdims=True)
     count = min(_SUCCESSORS, num_movies)
-    cumulative = np.cumsum(popularity**0.5)
+    cumulative = np.cumsum(popularity**0.7)
     picks = np.searchsorted(cumulative, rng.random((num_movies + 1, count)) * cumulative[-1]) + 1
     successors = np.minimum(picks, num_movies)
     weights = 0.7 ** np.arange(count)
