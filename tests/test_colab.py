@@ -1,0 +1,96 @@
+"""Installing the package into a runtime like Colab's leaves what is there as it is."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: What a Colab runtime brings, at fixed versions older than the book's pins. What pip sees of an
+#: installed package is its metadata, so stand-ins with nothing else in them are enough here.
+RUNTIME = {
+    "absl-py": "1.4.0",
+    "filelock": "3.19.1",
+    "h5py": "3.14.0",
+    "jax": "0.7.2",
+    "jaxlib": "0.7.2",
+    "keras": "3.10.0",
+    "keras-hub": "0.21.1",
+    "matplotlib": "3.10.0",
+    "ml-dtypes": "0.5.3",
+    "namex": "0.1.0",
+    "numpy": "2.0.2",
+    "optree": "0.17.0",
+    "packaging": "25.0",
+    "pandas": "2.2.2",
+    "platformdirs": "4.5.0",
+    "pyarrow": "18.1.0",
+    "rich": "13.9.4",
+    "scipy": "1.16.3",
+    "tensorflow": "2.19.0",
+    "tensorflow-datasets": "4.9.9",
+    "torch": "2.8.0",
+}
+
+
+def pip(python, *arguments):
+    done = subprocess.run(
+        [python, "-m", "pip", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def installed(python):
+    return {
+        package["name"].lower().replace("_", "-"): package["version"]
+        for package in json.loads(pip(python, "list", "--format=json"))
+    }
+
+
+@pytest.mark.slow
+def test_installing_the_wheel_changes_nothing_a_runtime_already_has(tmp_path):
+    wheels = tmp_path / "wheels"
+    pip(sys.executable, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(ROOT))
+    (wheel,) = wheels.glob("rectutor-*.whl")
+
+    venv.create(tmp_path / "runtime", with_pip=True)
+    python = str(tmp_path / "runtime" / "bin" / "python")
+    (site,) = (tmp_path / "runtime" / "lib").glob("python*/site-packages")
+    for name, version in RUNTIME.items():
+        folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+        )
+        (folder / "INSTALLER").write_text("stand-in\n", encoding="utf-8")
+        (folder / "RECORD").write_text("", encoding="utf-8")
+    before = installed(python)
+    assert before.items() >= RUNTIME.items()
+
+    pip(python, "install", "--quiet", str(wheel))
+
+    after = installed(python)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"rectutor", "keras-rs"}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
+    import zipfile
+
+    pip(sys.executable, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT))
+    (wheel,) = tmp_path.glob("rectutor-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "rectutor/evaluation.py" in names
+    assert "rectutor/py.typed" in names
+    assert all(name.startswith(("rectutor/", "rectutor-")) for name in names)
