@@ -1,0 +1,386 @@
+"""Closed-form recommenders that every model has to beat: popularity, item kNN and EASE.
+
+None of them trains by gradient: `fit` counts, and calling the baseline multiplies what it counted
+with a query's history. Nothing of the size users × movies is ever dense; the item-item matrix is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import pandas as pd
+
+from rectutor.evaluation import Evaluation, Queries, evaluate
+from rectutor.splits import Split
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+#: The item-item matrix is dense: 3.2 GB in float64 at this many movies.
+_MOST_MOVIES = 20_000
+
+
+class Baseline:
+    """What the baselines share: fitting to a split, and being called with `Queries`.
+
+    Attributes:
+        name: what it is called in tables.
+        knows_validation: whether it was fitted on the validation part as well; `evaluate` then
+            refuses to measure it there.
+    """
+
+    name = "baseline"
+    knows_validation = False
+    _num_movies: int | None = None
+
+    def fit(self, split: Split, include_validation: bool = False) -> Self:
+        """Count the interactions of `split.train`.
+
+        Args:
+            split: the interactions.
+            include_validation: count those of `split.validation` as well. Do so for the test
+                figure, once the settings are chosen: at that moment they are the past.
+
+        Returns:
+            The baseline itself.
+
+        Raises:
+            TypeError: `split` is no `Split`.
+            ValueError: there is nothing to fit on, or the catalogue is too large for a dense
+                item-item matrix.
+        """
+        if not isinstance(split, Split):
+            raise TypeError(
+                f"{type(self).__name__}.fit got a {type(split).__name__}; give a Split, as "
+                "rectutor.splits.leave_one_out(ratings)"
+            )
+        parts = [split.train, split.validation] if include_validation else [split.train]
+        users = np.concatenate([part["user_id"].to_numpy(np.int64) for part in parts])
+        movies = np.concatenate([part["movie_id"].to_numpy(np.int64) for part in parts])
+        if len(users) == 0:
+            raise ValueError(f"{type(self).__name__}.fit got a split whose train part is empty")
+        self._fit(_interactions(users, movies, split.num_users, split.num_movies))
+        self._num_movies = split.num_movies
+        self.knows_validation = include_validation and len(split.validation) > 0
+        return self
+
+    def __call__(self, queries: Queries) -> np.ndarray:
+        """Score the catalogue, `(B, num_movies + 1)` float32, higher is better."""
+        if self._num_movies is None:
+            raise ValueError(
+                f"{self.name} is not fitted; call fit(split) before asking it for scores"
+            )
+        items = queries.histories.items
+        if len(items) and items.max() > self._num_movies:
+            raise ValueError(
+                f"{self.name} was fitted on {self._num_movies} movies, but a history holds movie "
+                f"{items.max()}; fit it on the split the queries come from"
+            )
+        return self._score(queries, self._num_movies)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def _fit(self, interactions: csr_array) -> None:
+        raise NotImplementedError
+
+    def _score(self, queries: Queries, num_movies: int) -> np.ndarray:
+        raise NotImplementedError
+
+
+class Popularity(Baseline):
+    """Recommend to everybody what most users have watched.
+
+    Source: the non-personalised baseline of Cremonesi, Koren and Turrin, "Performance of
+    recommender algorithms on top-N recommendation tasks" (RecSys 2010).
+    """
+
+    name = "popularity"
+
+    def _fit(self, interactions: csr_array) -> None:
+        self.counts = np.asarray(interactions.sum(axis=0), np.float32)
+
+    def _score(self, queries: Queries, num_movies: int) -> np.ndarray:
+        scores: np.ndarray = np.broadcast_to(self.counts, (len(queries), num_movies + 1))
+        return scores
+
+
+class _ItemBased(Baseline):
+    """Scores are the history, weighted, times an item-item matrix."""
+
+    weights: np.ndarray
+
+    def __init__(self, tau: float | None = None) -> None:
+        if tau is not None and not (_is_number(tau) and 0 < tau < np.inf):
+            raise ValueError(
+                f"tau={tau!r}; give a positive number of interactions, or None for equal weights"
+            )
+        self.tau = tau
+
+    def _score(self, queries: Queries, num_movies: int) -> np.ndarray:
+        history = weighted_histories(queries, num_movies, self.tau)
+        scores: np.ndarray = history @ self.weights
+        return scores
+
+    def _settings(self) -> tuple[object, ...]:
+        """What fitting depends on; two baselines with the same may share their weights."""
+        return (type(self),)
+
+
+class ItemKNN(_ItemBased):
+    r"""Score a movie by its cosine similarity to the movies of the history.
+
+    With $X$ the binary users × movies matrix of the interactions, the similarity of movies $i$
+    and $j$ is $s_{ij} = x_i^\top x_j / (\lVert x_i \rVert \lVert x_j \rVert)$, and 0 for $i = j$.
+    All movies count as neighbours.
+
+    Source: Sarwar, Karypis, Konstan and Riedl, "Item-based collaborative filtering recommendation
+    algorithms" (WWW 2001), with the whole catalogue as neighbourhood.
+
+    Args:
+        tau: how fast the history fades: a movie watched `age` interactions ago weighs
+            $\exp(-age / \tau)$. `None` weighs all alike.
+
+    Attributes:
+        weights: `(num_movies + 1, num_movies + 1)` float32, after `fit`.
+    """
+
+    def __init__(self, tau: float | None = None) -> None:
+        super().__init__(tau)
+        self.name = "item kNN" if tau is None else f"item kNN, recency {tau:g}"
+
+    def _fit(self, interactions: csr_array) -> None:
+        gram = _gram(interactions)
+        norms = np.sqrt(np.maximum(np.diag(gram), 1.0))
+        gram /= norms[:, None]
+        gram /= norms
+        np.fill_diagonal(gram, 0.0)
+        self.weights = gram.astype(np.float32)
+
+
+class EASE(_ItemBased):
+    r"""A linear model of a user's movies by the user's other movies, in closed form.
+
+    With $G = X^\top X$ and $P = (G + \lambda I)^{-1}$ the weights are $B_{ij} = -P_{ij} / P_{jj}$
+    off the diagonal and 0 on it, so that no movie explains itself.
+
+    Source: Steck, "Embarrassingly shallow autoencoders for sparse data" (WWW 2019).
+
+    Args:
+        regularization: $\lambda$, in interactions; more pulls the weights towards 0.
+        tau: how fast the history fades: a movie watched `age` interactions ago weighs
+            $\exp(-age / \tau)$. `None` weighs all alike.
+
+    Attributes:
+        weights: `(num_movies + 1, num_movies + 1)` float32, after `fit`.
+    """
+
+    def __init__(self, regularization: float = 200.0, tau: float | None = None) -> None:
+        super().__init__(tau)
+        if not (_is_number(regularization) and 0 < regularization < np.inf):
+            raise ValueError(
+                f"regularization={regularization!r}; give a positive number, as 200.0: without it "
+                "the matrix may have no inverse"
+            )
+        self.regularization = regularization
+        self.name = f"EASE {regularization:g}" + ("" if tau is None else f", recency {tau:g}")
+
+    def _fit(self, interactions: csr_array) -> None:
+        from scipy.linalg import lapack
+
+        gram = _gram(interactions)
+        gram[np.diag_indices_from(gram)] += self.regularization
+        # G + lambda I is symmetric and positive definite: Cholesky, then the inverse from it.
+        factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
+        inverse, failed_too = lapack.dpotri(factor, lower=True, overwrite_c=True)
+        if failed or failed_too:
+            raise ValueError(
+                f"EASE could not invert with regularization={self.regularization}; raise it"
+            )
+        inverse = np.tril(inverse)
+        inverse += np.tril(inverse, -1).T
+        weights = inverse / -np.diag(inverse)
+        np.fill_diagonal(weights, 0.0)
+        self.weights = weights.astype(np.float32)
+
+    def _settings(self) -> tuple[object, ...]:
+        return (type(self), self.regularization)
+
+
+def standard_baselines(split: Split) -> dict[str, Baseline]:
+    """The five rows that every chapter prints beside its model, ready for the test part.
+
+    The settings are fixed, so that all chapters print the same rows: kNN and EASE with recency
+    take tau 3, EASE takes lambda 200, and with tau 3 lambda 1,000, which is what `choose` finds
+    on the validation part of MovieLens 100K for that tau. The baselines are fitted on `train` and
+    `validation`, all there is before the test interaction; `evaluate(..., on="validation")`
+    therefore refuses them.
+
+    Args:
+        split: the interactions, with their times for the recency rows.
+
+    Returns:
+        Name to fitted recommender: popularity, item kNN and EASE, the last two also with recency
+        weights.
+    """
+    recent = EASE(1000.0, tau=3.0)
+    neighbours, shallow = ItemKNN(), EASE(200.0)
+    recent_neighbours = ItemKNN(tau=3.0)
+    for baseline in (neighbours, shallow, recent):
+        baseline.fit(split, include_validation=True)
+    _share_fit(neighbours, recent_neighbours)
+    rows: list[Baseline] = [
+        Popularity().fit(split, include_validation=True),
+        neighbours,
+        recent_neighbours,
+        shallow,
+        recent,
+    ]
+    names = ["popularity", "item kNN", "item kNN, recency", "EASE", "EASE, recency"]
+    return dict(zip(names, rows, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What `choose` found.
+
+    Attributes:
+        best: the candidate with the highest metric on validation, fitted on `train`.
+        table: one row a candidate, in the order given: `candidate`, its settings, its metrics.
+        evaluation: the validation `Evaluation` of `best`.
+    """
+
+    best: Baseline
+    table: pd.DataFrame
+    evaluation: Evaluation
+
+
+def choose(
+    split: Split,
+    candidates: Iterable[Baseline] | None = None,
+    *,
+    metric: str = "ndcg",
+    k: int = 10,
+) -> Choice:
+    """Pick the best of several baselines on the validation part; the test part is not looked at.
+
+    Args:
+        split: each candidate is fitted on its `train` and measured on its `validation`.
+        candidates: the baselines to try, not fitted yet; `ease_grid()` by default. Those that
+            differ in `tau` alone are fitted once.
+        metric: `"hit_rate"`, `"ndcg"`, `"mrr"` or `"coverage"`.
+        k: how many movies are recommended.
+
+    Returns:
+        The `Choice`; among equals the first.
+
+    Raises:
+        ValueError: no candidates, no such metric, or an empty validation part.
+    """
+    tried = list(ease_grid() if candidates is None else candidates)
+    if not tried:
+        raise ValueError("choose got no candidates; give at least one baseline")
+    fitted: dict[tuple[object, ...], _ItemBased] = {}
+    results = []
+    for candidate in tried:
+        if isinstance(candidate, _ItemBased):
+            key = candidate._settings()
+            if key in fitted:
+                _share_fit(fitted[key], candidate)
+            else:
+                fitted[key] = candidate.fit(split)
+        else:
+            candidate.fit(split)
+        results.append(evaluate(candidate, split, k, on="validation", num_resamples=1))
+    if metric not in results[0].metrics:
+        raise ValueError(f"metric={metric!r}; choose by one of {list(results[0].metrics)}")
+    table = pd.DataFrame(
+        [
+            {
+                "candidate": candidate.name,
+                "regularization": getattr(candidate, "regularization", None),
+                "tau": getattr(candidate, "tau", None),
+                **{name: interval.value for name, interval in result.metrics.items()},
+            }
+            for candidate, result in zip(tried, results, strict=True)
+        ]
+    )
+    winner = int(table[metric].to_numpy().argmax())
+    return Choice(tried[winner], table, evaluate(tried[winner], split, k, on="validation"))
+
+
+def ease_grid(
+    regularizations: Sequence[float] = (100.0, 200.0, 500.0, 1000.0, 2000.0),
+    taus: Sequence[float | None] = (None, 1.0, 2.0, 3.0, 5.0, 10.0),
+) -> list[Baseline]:
+    """Every `EASE(regularization, tau)` of the two lists, for `choose`."""
+    return [EASE(regularization, tau) for regularization in regularizations for tau in taus]
+
+
+def weighted_histories(queries: Queries, num_movies: int, tau: float | None = None) -> csr_array:
+    r"""The histories as a sparse matrix: what each query has watched, the latest weighing most.
+
+    Args:
+        queries: the histories, oldest first.
+        num_movies: the size of the catalogue.
+        tau: a movie watched `age` interactions ago (0: the latest) weighs $\exp(-age / \tau)$;
+            `None` weighs every movie 1. A movie watched twice keeps the weight of the latest time.
+
+    Returns:
+        `(B, num_movies + 1)` float32.
+    """
+    from scipy.sparse import csr_array
+
+    offsets, items = queries.histories.offsets, queries.histories.items
+    rows = np.repeat(np.arange(len(queries)), queries.lengths)
+    # From the latest to the oldest, so that the first time we meet a movie is its latest.
+    keys = rows * (num_movies + 1) + items
+    distinct, first = np.unique(keys[::-1], return_index=True)
+    at = len(items) - 1 - first
+    ages = offsets[1:][rows[at]] - 1 - at
+    weights = np.ones(len(at)) if tau is None else np.exp(-ages / tau)
+    bounds = np.searchsorted(distinct, np.arange(len(queries) + 1) * (num_movies + 1))
+    return csr_array(
+        (weights.astype(np.float32), distinct % (num_movies + 1), bounds),
+        shape=(len(queries), num_movies + 1),
+    )
+
+
+def _interactions(
+    users: np.ndarray, movies: np.ndarray, num_users: int, num_movies: int
+) -> csr_array:
+    """The binary users × movies matrix, sparse, `(num_users + 1, num_movies + 1)`."""
+    from scipy.sparse import csr_array
+
+    matrix = csr_array(
+        (np.ones(len(users)), (users, movies)), shape=(num_users + 1, num_movies + 1)
+    )
+    matrix.sum_duplicates()
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def _gram(interactions: csr_array) -> np.ndarray:
+    """How many users have watched both movies, for every two; dense."""
+    size = interactions.shape[1]
+    if size > _MOST_MOVIES + 1:
+        raise ValueError(
+            f"{size - 1:,} movies need a dense item-item matrix of {size**2 * 8 / 1e9:.0f} GB; "
+            f"keep at most {_MOST_MOVIES:,}, say the most watched, or use Popularity"
+        )
+    gram: np.ndarray = (interactions.T @ interactions).toarray()
+    return gram
+
+
+def _share_fit(fitted: _ItemBased, other: _ItemBased) -> None:
+    """Let `other`, which differs in `tau` alone, use what `fitted` has counted."""
+    other.weights = fitted.weights
+    other._num_movies = fitted._num_movies
+    other.knows_validation = fitted.knows_validation
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

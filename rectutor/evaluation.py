@@ -1,0 +1,752 @@
+"""The book's one protocol: rank the whole catalogue, measure, and say how sure we are.
+
+A recommender is anything that maps `Queries` to scores over the catalogue, `(B, num_movies + 1)`.
+Here the padding id and the movies a user has seen are excluded, the best `k` are kept, and the
+metrics come with 95 % bootstrap intervals over users.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rectutor import PADDING_ID
+from rectutor.sequences import Histories, last_window
+from rectutor.splits import Split
+
+#: The metrics of an `Evaluation`, with the way each is called in a table.
+METRICS = {"hit_rate": "HR", "ndcg": "NDCG", "mrr": "MRR", "coverage": "coverage"}
+
+_LEVEL = (0.025, 0.975)
+_RESAMPLES_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """What a recommender may know about the users it recommends to.
+
+    Attributes:
+        user_ids: `(B,)` int32, the user of each query.
+        histories: the movies each query knows, oldest first. Row `b`, by position and not by user
+            id, is the history of query `b`, so `histories.offsets` has `B + 1` entries.
+    """
+
+    user_ids: np.ndarray
+    histories: Histories
+
+    def __post_init__(self) -> None:
+        if len(self.histories.offsets) != len(self.user_ids) + 1:
+            raise ValueError(
+                f"Queries got {len(self.user_ids)} user_ids and {len(self.histories.offsets)} "
+                "history offsets; histories go by position, so give one offset more than users"
+            )
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def __repr__(self) -> str:
+        return f"Queries({len(self):,} users, {len(self.histories.items):,} movies known)"
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`(B,)` how many movies each query knows."""
+        return np.diff(self.histories.offsets)
+
+    def last(self, length: int, padding: str = "before") -> np.ndarray:
+        """The latest `length` movies of each query, `(B, length)` int32.
+
+        Args:
+            length: how many movies a row holds.
+            padding: `"before"` puts `PADDING_ID` on the left of short histories, `"after"` on
+                the right.
+        """
+        return last_window(self.histories, length, padding)
+
+    def batches(self, batch_size: int) -> Iterator[Queries]:
+        """The same queries, at most `batch_size` at a time."""
+        offsets = self.histories.offsets
+        for start in range(0, len(self), batch_size):
+            bounds = offsets[start : start + batch_size + 1]
+            items = self.histories.items[bounds[0] : bounds[-1]]
+            yield Queries(
+                self.user_ids[start : start + batch_size], Histories(items, bounds - bounds[0])
+            )
+
+
+#: Maps `Queries` to scores `(B, num_movies + 1)`: a NumPy array or a tensor of any backend.
+Recommender = Callable[[Queries], Any]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measured value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """How well one recommender did, user by user and on average.
+
+    In a notebook it displays as a table, and so does `print(evaluation)` in a terminal.
+
+    Attributes:
+        name: what the recommender is called in tables.
+        k: how many movies were recommended to each user.
+        metrics: `"hit_rate"`, `"ndcg"`, `"mrr"` and `"coverage"` to their `Interval`.
+        user_ids: `(num_users,)` the users, ascending.
+        per_user: `"hit_rate"`, `"ndcg"` and `"mrr"` to a `(num_users,)` float array.
+        recommendations: `(num_users, k)` int32 movie ids, best first, as the metrics saw them:
+            on a tie the target comes last. `PADDING_ID` fills the list of a user who has fewer
+            than `k` unseen movies.
+        num_seen_targets: targets that were in the user's history already. With
+            `exclude_seen` no recommender can hit them.
+        on: the part of the split it was measured on, `"test"` or `"validation"`.
+    """
+
+    name: str
+    k: int
+    metrics: dict[str, Interval]
+    user_ids: np.ndarray
+    per_user: dict[str, np.ndarray]
+    recommendations: np.ndarray
+    num_seen_targets: int = 0
+    on: str = "test"
+
+    @property
+    def num_users(self) -> int:
+        """How many users were evaluated: those with a target."""
+        return len(self.user_ids)
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of users with at least one target among their `k` recommendations."""
+        return self.metrics["hit_rate"].value
+
+    @property
+    def ndcg(self) -> float:
+        """The mean over users of the discounted gain, 1 when all targets are on top."""
+        return self.metrics["ndcg"].value
+
+    @property
+    def mrr(self) -> float:
+        """The mean over users of 1 / the place of the first target, 0 beyond place `k`."""
+        return self.metrics["mrr"].value
+
+    @property
+    def coverage(self) -> float:
+        """The share of the catalogue that is recommended to at least one user."""
+        return self.metrics["coverage"].value
+
+    def to_frame(self) -> pd.DataFrame:
+        """The metrics as a table: one row a metric, columns `value`, `low` and `high`."""
+        rows = {
+            _heading(metric, self.k): (interval.value, interval.low, interval.high)
+            for metric, interval in self.metrics.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+
+    def _note(self) -> str:
+        note = f"{self.num_users:,} users, {self.on}; 95 % bootstrap intervals over users"
+        if self.num_seen_targets:
+            note += (
+                f"; {self.num_seen_targets:,} targets were seen before and count as misses "
+                "(exclude_seen=False lets them compete)"
+            )
+        return note
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        rows = [(_heading(metric, self.k), str(value)) for metric, value in self.metrics.items()]
+        return _text_table(["", self.name], rows) + "\n" + self._note()
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [_heading(metric, self.k), html.escape(str(value))]
+            for metric, value in self.metrics.items()
+        ]
+        return _html_table(["", html.escape(self.name)], rows, html.escape(self._note()))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one model is than another on the same users.
+
+    Attributes:
+        better: the model that is claimed to be better.
+        other: the model it is compared with.
+        metric: the metric compared, as it is called in a table.
+        value: the measured difference, `better` minus `other`.
+        low: the lower end of its 95 % paired bootstrap interval.
+        high: the upper end.
+        probability: the share of the resamples in which `better` is ahead (a tie counts half).
+    """
+
+    better: str
+    other: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    probability: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes a tie."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        verdict = "beats" if self.low > 0 else "loses to" if self.high < 0 else "is not told from"
+        return (
+            f"{self.better} {verdict} {self.other}: {self.metric} differs by {self.value:+.3f} "
+            f"[{self.low:+.3f}, {self.high:+.3f}], and {self.better} is ahead in "
+            f"{self.probability:.1%} of the resamples"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """Several evaluations on the same users, side by side; made by `compare`.
+
+    The best value of each column is bold in a notebook and marked `*` in a terminal.
+
+    Attributes:
+        evaluations: name to `Evaluation`, in the order of the table.
+    """
+
+    evaluations: dict[str, Evaluation]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a model, one column a metric: the values as floats."""
+        return self._frame(lambda interval: interval.value)
+
+    def intervals(self) -> pd.DataFrame:
+        """One row a model, one column a metric: the `Interval` of each."""
+        return self._frame(lambda interval: interval)
+
+    def _frame(self, cell: Callable[[Interval], object]) -> pd.DataFrame:
+        k = next(iter(self.evaluations.values())).k
+        rows = [
+            {_heading(metric, k): cell(interval) for metric, interval in one.metrics.items()}
+            for one in self.evaluations.values()
+        ]
+        return pd.DataFrame(rows, index=pd.Index(list(self.evaluations), name="model"))
+
+    def better(
+        self,
+        a: str,
+        b: str,
+        metric: str = "ndcg",
+        *,
+        num_resamples: int = 1000,
+        seed: int = 0,
+    ) -> Difference:
+        """Is model `a` better than model `b`? A paired bootstrap over the users they share.
+
+        Args:
+            a: the name of the one.
+            b: the name of the other.
+            metric: `"hit_rate"`, `"ndcg"` or `"mrr"`.
+            num_resamples: how many times the users are drawn again.
+            seed: of the draw.
+
+        Returns:
+            The `Difference`, whose text is a sentence.
+
+        Raises:
+            KeyError: no model of that name.
+            ValueError: no such metric, or one that is not a mean over users (coverage).
+        """
+        for name in (a, b):
+            if name not in self.evaluations:
+                raise KeyError(f"no model {name!r} here; there are {list(self.evaluations)}")
+        first, second = self.evaluations[a], self.evaluations[b]
+        if metric not in first.per_user:
+            raise ValueError(f"metric={metric!r}; compare by one of {list(first.per_user)}")
+        gaps = first.per_user[metric] - second.per_user[metric]
+        resampled = _resampled_means(gaps[:, None], num_resamples, seed)[:, 0]
+        resampled[np.abs(resampled) < 1e-12] = 0.0  # what is left of rounding is a tie
+        low, high = np.quantile(resampled, _LEVEL)
+        ahead = np.mean(resampled > 0) + np.mean(resampled == 0) / 2
+        return Difference(
+            a, b, _heading(metric, first.k), gaps.mean().item(), float(low), float(high), ahead
+        )
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        table, best = self.intervals(), self._best()
+        rows = [
+            (
+                str(name),
+                *(
+                    f"{interval}{'*' if best[row, column] else ' '}"
+                    for column, interval in enumerate(table.loc[name])
+                ),
+            )
+            for row, name in enumerate(table.index)
+        ]
+        return _text_table(["", *table.columns], rows) + "\n" + self._note("* best of its column")
+
+    def _repr_html_(self) -> str:
+        table, best = self.intervals(), self._best()
+        rows = [
+            [
+                html.escape(str(name)),
+                *(
+                    f"<strong>{interval}</strong>" if best[row, column] else str(interval)
+                    for column, interval in enumerate(table.loc[name])
+                ),
+            ]
+            for row, name in enumerate(table.index)
+        ]
+        return _html_table(["", *table.columns], rows, self._note("bold: best of its column"))
+
+    def _best(self) -> np.ndarray:
+        shown = self.to_frame().round(3).to_numpy()
+        best: np.ndarray = shown == shown.max(axis=0)
+        return best
+
+    def _note(self, marking: str) -> str:
+        return f"{next(iter(self.evaluations.values()))._note()}; {marking}"
+
+
+def queries_for(split: Split, on: str = "test", user_ids: Any = None) -> Queries:
+    """What is known about users at the moment a part of the split asks about.
+
+    Args:
+        split: the interactions.
+        on: `"test"` (a history is what `train` and `validation` hold) or `"validation"` (only
+            `train`). Histories go by `timestamp`; equal ones keep their order, `train` first.
+            Without that column they go by the order of the rows.
+        user_ids: the users to ask about, in the order wanted. By default those who have a target
+            in that part, ascending. A user without interactions gets an empty history.
+
+    Returns:
+        The `Queries`, one a user.
+
+    Raises:
+        ValueError: `on` is something else, the part has no interactions, or a user id is not
+            between 1 and `split.num_users`.
+    """
+    target = _target(split, on)
+    if user_ids is None:
+        wanted = np.unique(target["user_id"].to_numpy())
+        if len(wanted) == 0:
+            raise ValueError(
+                f"split.{on} has no interactions, so there is nobody to ask about; give "
+                "user_ids, or more data"
+            )
+    else:
+        wanted = np.atleast_1d(np.asarray(user_ids))
+        if wanted.ndim != 1 or not np.issubdtype(wanted.dtype, np.integer):
+            raise ValueError(f"user_ids={user_ids!r}; give integers, as [42]")
+        bad = (wanted < 1) | (wanted > split.num_users)
+        if bad.any():
+            raise ValueError(
+                f"user_ids has {wanted[bad][0]}; users of this split run from 1 to "
+                f"{split.num_users}"
+            )
+    parts = [split.train] if on == "validation" else [split.train, split.validation]
+    known = pd.concat([part for part in parts if len(part)] or parts[:1])
+    users = known["user_id"].to_numpy()
+    keys = [known["timestamp"].to_numpy()] if "timestamp" in known.columns else []
+    order = np.lexsort((*keys, users))
+    items = known["movie_id"].to_numpy()[order].astype(np.int32)
+    starts, ends = (np.searchsorted(users[order], wanted, side) for side in ("left", "right"))
+    lengths = ends - starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    flat = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return Queries(wanted.astype(np.int32), Histories(items[flat], offsets))
+
+
+def recommend(
+    recommender: Recommender,
+    queries: Queries,
+    k: int = 10,
+    exclude_seen: bool = True,
+    *,
+    batch_size: int = 1024,
+) -> np.ndarray:
+    """The `k` best movies for each query.
+
+    Args:
+        recommender: maps `Queries` to scores, `(B, num_movies + 1)`.
+        queries: whom to recommend to.
+        k: how many movies a list holds.
+        exclude_seen: whether the movies of a query's history are left out.
+        batch_size: how many queries are scored at a time.
+
+    Returns:
+        `(len(queries), k)` int32 movie ids, best first; on a tie the lower id first. `PADDING_ID`
+        fills the list of a query with fewer than `k` movies to choose from.
+
+    Raises:
+        ValueError: the scores have the wrong shape or a NaN, or `k` is no number from 1 to
+            `num_movies`.
+    """
+    lists = [
+        _top_k(_allowed_scores(recommender, batch, k, exclude_seen), k)
+        for batch in queries.batches(batch_size)
+    ]
+    return np.concatenate(lists) if lists else np.zeros((0, k), np.int32)
+
+
+def evaluate(
+    recommender: Recommender,
+    split: Split,
+    k: int = 10,
+    exclude_seen: bool = True,
+    *,
+    on: str = "test",
+    batch_size: int = 1024,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    name: str | None = None,
+) -> Evaluation:
+    """Rank the whole catalogue for every user with a target, and measure where the targets land.
+
+    Each user is one query: everything known before the target. All movies compete, except the
+    padding id and, with `exclude_seen`, the movies of the query's history. A tie counts
+    against the model: among equal scores the targets come last, so a constant scorer gets no
+    hit while at least `k` other movies are left.
+
+    With several targets a user (random and temporal splits) a hit is any target among the `k`,
+    NDCG divides by the gain of the best possible list, and MRR looks at the first target only.
+    A target that the user has seen before is excluded like any seen movie and so is a miss for
+    every model: letting it compete would tell the model, by what is *not* excluded, which seen
+    movie comes back. Where users do watch things again, evaluate with `exclude_seen=False`.
+
+    Memory goes with `batch_size` × `num_movies`, not with the number of users.
+
+    Args:
+        recommender: maps `Queries` to scores, `(B, num_movies + 1)`, higher is better; column 0
+            is padding and is ignored. NumPy or a tensor of any backend.
+        split: what is known and what is asked.
+        k: how many movies are recommended, at most `split.num_movies`.
+        exclude_seen: whether the movies of the history are left out.
+        on: `"test"` (history: train and validation) or `"validation"` (history: train).
+        batch_size: how many users are scored at a time.
+        num_resamples: how often users are drawn again for the intervals.
+        seed: of those draws; the same seed gives the same interval.
+        name: what to call the recommender; its own `name`, or that of its class, by default.
+
+    Returns:
+        The `Evaluation`. The interval of a mean runs between the 2.5 and 97.5 % quantiles of the
+        means over resampled users. For coverage, which shrinks in a resample because it holds
+        fewer distinct users, the quantiles are moved so that the resamples' mean is the
+        measured value.
+
+    Raises:
+        ValueError: a score is NaN (the message names the user), the scores have another shape, `k`
+            is larger than the catalogue or below 1, `on` is something else, the part has no
+            interactions, or the recommender was fitted on what it is asked.
+        TypeError: `recommender` cannot be called.
+    """
+    if not callable(recommender):
+        raise TypeError(
+            f"recommender is a {type(recommender).__name__}, which cannot be called; give a "
+            "function of queries, or a fitted baseline"
+        )
+    if on == "validation" and getattr(recommender, "knows_validation", False):
+        raise ValueError(
+            f"{_name(recommender)} was fitted on train and validation, so it has seen the "
+            "validation targets; fit it with include_validation=False"
+        )
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples={num_resamples}; give at least 1")
+    queries = queries_for(split, on)
+    target = _target(split, on)
+    users, movies = _distinct_pairs(target, split.num_movies)
+    row_starts = np.searchsorted(users, queries.user_ids)
+    row_ends = np.searchsorted(users, queries.user_ids, side="right")
+    lists, hits = [], []
+    seen_targets = 0
+    start = 0
+    for batch in queries.batches(batch_size):
+        scores = _allowed_scores(recommender, batch, k, exclude_seen, split.num_movies)
+        stop = start + len(batch)
+        these = slice(row_starts[start], row_ends[stop - 1])
+        is_target = np.zeros(scores.shape, bool)
+        rows = np.repeat(np.arange(len(batch)), (row_ends - row_starts)[start:stop])
+        is_target[rows, movies[these]] = True
+        if exclude_seen:
+            seen_targets += int(np.isneginf(scores[is_target]).sum())
+        best = _top_k(scores, k, is_target)
+        lists.append(best)
+        hits.append(np.take_along_axis(is_target, best, axis=1) & (best != PADDING_ID))
+        start = stop
+    per_user = _metrics(np.concatenate(hits), row_ends - row_starts)
+    recommendations = np.concatenate(lists)
+    means = _intervals(np.stack(list(per_user.values()), axis=1), num_resamples, seed)
+    coverage = _coverage(recommendations, split.num_movies, num_resamples, seed)
+    return Evaluation(
+        name=_name(recommender) if name is None else name,
+        k=k,
+        metrics={**dict(zip(per_user, means, strict=True)), "coverage": coverage},
+        user_ids=queries.user_ids,
+        per_user=per_user,
+        recommendations=recommendations,
+        num_seen_targets=seen_targets,
+        on=on,
+    )
+
+
+def compare(results: Mapping[str, Evaluation] | Sequence[Evaluation]) -> Comparison:
+    """Put several evaluations in one table.
+
+    Args:
+        results: the evaluations, as a list (each with its own name) or by the name to show.
+
+    Returns:
+        The `Comparison`; `better` answers whether one is better than another.
+
+    Raises:
+        ValueError: there are none, two share a name, or they are not on the same users with the
+            same `k`.
+        TypeError: one is no `Evaluation`.
+    """
+    if isinstance(results, Evaluation):
+        results = [results]
+    pairs = (
+        list(results.items())
+        if isinstance(results, Mapping)
+        else [(getattr(result, "name", ""), result) for result in results]
+    )
+    if not pairs:
+        raise ValueError("compare got no evaluation; give at least one")
+    for name, result in pairs:
+        if not isinstance(result, Evaluation):
+            raise TypeError(
+                f"compare got a {type(result).__name__} for {name!r}; give what evaluate() returns"
+            )
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"compare got the names {names}, some twice; give evaluate(..., name=...) or a dict"
+        )
+    first_name, first = pairs[0]
+    for name, result in pairs[1:]:
+        if result.k != first.k:
+            raise ValueError(
+                f"{first_name!r} has k={first.k} and {name!r} k={result.k}; evaluate both with "
+                "the same k"
+            )
+        if result.on != first.on or not np.array_equal(result.user_ids, first.user_ids):
+            raise ValueError(
+                f"{first_name!r} is on {first.num_users} users of {first.on} and {name!r} on "
+                f"{result.num_users} users of {result.on}, and they are not the same; evaluate "
+                "both on one split"
+            )
+    return Comparison(dict(pairs))
+
+
+def _target(split: Split, on: str) -> pd.DataFrame:
+    if on not in ("test", "validation"):
+        raise ValueError(f"on={on!r}; evaluate on 'test' or on 'validation'")
+    return split.test if on == "test" else split.validation
+
+
+def _distinct_pairs(target: pd.DataFrame, num_movies: int) -> tuple[np.ndarray, np.ndarray]:
+    """The (user, movie) pairs of `target`, each once, by user."""
+    users = target["user_id"].to_numpy().astype(np.int64)
+    pairs = np.unique(users * (num_movies + 1) + target["movie_id"].to_numpy())
+    return pairs // (num_movies + 1), pairs % (num_movies + 1)
+
+
+def _allowed_scores(
+    recommender: Recommender,
+    queries: Queries,
+    k: int,
+    exclude_seen: bool,
+    num_movies: int | None = None,
+) -> np.ndarray:
+    """Scores as floats `(B, num_movies + 1)` of our own, -inf only for what may not be chosen."""
+    scores = _to_numpy(recommender(queries))
+    width = scores.shape[-1] - 1 if num_movies is None and scores.ndim else num_movies
+    if scores.shape != (len(queries), (width or 0) + 1):
+        expected = "num_movies" if width is None or num_movies is None else f"{num_movies}"
+        raise ValueError(
+            f"{_name(recommender)} returned scores of shape {scores.shape} for {len(queries)} "
+            f"queries; expected ({len(queries)}, {expected} + 1), one row a query, one column a "
+            "movie id, column 0 for padding"
+        )
+    num_movies = scores.shape[1] - 1
+    if not isinstance(k, int | np.integer) or not 1 <= k <= num_movies:
+        raise ValueError(
+            f"k={k!r}; give a whole number from 1 to {num_movies}, the size of the catalogue"
+        )
+    scores[:, PADDING_ID] = 0.0
+    undefined = np.isnan(scores.max(axis=1))
+    if undefined.any():
+        row = int(undefined.argmax())
+        movie = int(np.isnan(scores[row]).argmax())
+        raise ValueError(
+            f"{_name(recommender)} scored movie {movie} NaN for user {queries.user_ids[row]}; "
+            "look for a division by zero or a diverged training"
+        )
+    np.maximum(scores, np.finfo(scores.dtype).min, out=scores)
+    scores[:, PADDING_ID] = -np.inf
+    if exclude_seen:
+        seen = queries.histories.items
+        if len(seen) and seen.max() > num_movies:
+            raise ValueError(
+                f"a history holds movie {seen.max()}, but {_name(recommender)} scores only "
+                f"{num_movies} movies; give one column for each movie of the catalogue"
+            )
+        scores[np.repeat(np.arange(len(queries)), queries.lengths), seen] = -np.inf
+    return scores
+
+
+def _to_numpy(scores: Any) -> np.ndarray:
+    """A float array that we may write to, from an array or a tensor of any backend."""
+    if hasattr(scores, "detach"):  # PyTorch: off the graph and the accelerator
+        scores = scores.detach().cpu()
+        if not scores.dtype.is_floating_point or scores.dtype.itemsize < 4:
+            scores = scores.float()
+    array = np.asarray(scores)
+    if array.dtype not in (np.float32, np.float64):
+        try:
+            return array.astype(np.float64 if array.dtype.kind in "biu" else np.float32)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"the recommender returned {type(scores).__name__} of {array.dtype}, which are no "
+                "scores; return an array of floats (B, num_movies + 1)"
+            ) from error
+    return np.array(array)
+
+
+def _top_k(scores: np.ndarray, k: int, put_last: np.ndarray | None = None) -> np.ndarray:
+    """The `k` best columns of each row, best first.
+
+    Among equal scores those marked in `put_last` come last, then the lower id comes first.
+    Columns of -inf are never chosen; `PADDING_ID` fills up.
+    """
+    width = scores.shape[1]
+    threshold = np.partition(scores, width - k, axis=1)[:, width - k, None]
+    chosen = scores >= threshold
+    crowded = np.flatnonzero(chosen.sum(axis=1) > k)
+    if len(crowded):  # more than k at or above the k-th score: a tie at the boundary
+        level, tied = threshold[crowded], scores[crowded] == threshold[crowded]
+        last = np.zeros_like(tied) if put_last is None else put_last[crowded] & tied
+        first = tied & ~last
+        place = np.cumsum(first, axis=1, dtype=np.int32)
+        behind = place[:, -1:] + np.cumsum(last, axis=1, dtype=np.int32)
+        above = scores[crowded] > level
+        room = k - above.sum(axis=1, keepdims=True)
+        chosen[crowded] = above | (first & (place <= room)) | (last & (behind <= room))
+    ids = np.nonzero(chosen)[1].reshape(len(scores), k)
+    values = np.take_along_axis(scores, ids, axis=1)
+    late = np.zeros_like(ids) if put_last is None else np.take_along_axis(put_last, ids, axis=1)
+    order = np.lexsort((ids, late, -values), axis=1)
+    ids = np.where(np.isneginf(values), PADDING_ID, ids)
+    return np.take_along_axis(ids, order, axis=1).astype(np.int32)
+
+
+def _metrics(hits: np.ndarray, num_targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Hit rate, NDCG and MRR of each user, `(U,)`, from who is a target in the lists `(U, k)`."""
+    k = hits.shape[1]
+    gains = 1 / np.log2(np.arange(2, k + 2))
+    best = np.cumsum(gains)[np.minimum(num_targets, k) - 1]
+    any_hit = hits.any(axis=1)
+    return {
+        "hit_rate": any_hit.astype(float),
+        "ndcg": (hits @ gains) / best,
+        "mrr": np.where(any_hit, 1 / (hits.argmax(axis=1) + 1), 0.0),
+    }
+
+
+def _resample_counts(num_users: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each user is drawn, `(R, num_users)`, a chunk of resamples at a time."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, num_resamples, _RESAMPLES_AT_ONCE):
+        size = min(_RESAMPLES_AT_ONCE, num_resamples - start)
+        drawn = rng.integers(num_users, size=(size, num_users))
+        drawn += np.arange(size)[:, None] * num_users
+        counts = np.bincount(drawn.ravel(), minlength=size * num_users)
+        yield counts.reshape(size, num_users)
+
+
+def _resampled_means(values: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+    """The means of the columns of `values` `(U, M)` over resampled users, `(R, M)`."""
+    num_users = len(values)
+    chunks = _resample_counts(num_users, num_resamples, seed)
+    return np.concatenate([counts @ values / num_users for counts in chunks])
+
+
+def _intervals(values: np.ndarray, num_resamples: int, seed: int) -> list[Interval]:
+    low, high = np.quantile(_resampled_means(values, num_resamples, seed), _LEVEL, axis=0)
+    return [Interval(*map(float, row)) for row in zip(values.mean(axis=0), low, high, strict=True)]
+
+
+def _coverage(
+    recommendations: np.ndarray, num_movies: int, num_resamples: int, seed: int
+) -> Interval:
+    """The share of the catalogue in at least one list, with its interval.
+
+    A movie in more than 40 lists is in every resample, but for a chance below 1e-17; only
+    the others are looked up.
+    """
+    users, columns = np.nonzero(recommendations != PADDING_ID)
+    movies = recommendations[users, columns]
+    frequency = np.bincount(movies, minlength=num_movies + 1)
+    rare = (frequency[movies] <= 40).nonzero()[0]
+    rare = rare[np.argsort(movies[rare], kind="stable")]
+    always = int((frequency > 40).sum())
+    starts = np.flatnonzero(np.diff(movies[rare], prepend=-1))
+    resampled = [
+        always + np.logical_or.reduceat(counts[:, users[rare]] > 0, starts, axis=1).sum(axis=1)
+        if len(starts)
+        else np.full(len(counts), always)
+        for counts in _resample_counts(len(recommendations), num_resamples, seed)
+    ]
+    shares = np.concatenate(resampled) / num_movies
+    value = np.count_nonzero(frequency) / num_movies
+    low, high = np.quantile(shares, _LEVEL) + value - shares.mean()
+    return Interval(value, float(np.clip(low, 0, value)), float(np.clip(high, value, 1)))
+
+
+def _name(recommender: Any) -> str:
+    for name in (getattr(recommender, "name", None), getattr(recommender, "__name__", None)):
+        if isinstance(name, str):
+            return name
+    return type(recommender).__name__
+
+
+def _heading(metric: str, k: int) -> str:
+    return f"{METRICS[metric]}@{k}"
+
+
+def _text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    body = "".join(
+        f"<tr><th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
+    )
+    return (
+        f"<table><caption>{note}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
