@@ -25,7 +25,8 @@ SMOKE_SIZE = (300, 200, 12_000)
 
 def in_notebook() -> bool:
     """Whether the code runs in a Jupyter kernel (and not in a script or a plain shell)."""
-    return "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def start(name: str) -> Run:
