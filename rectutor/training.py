@@ -128,7 +128,7 @@ class BestByNDCG(keras.callbacks.Callback):  # type: ignore[misc]
             return
         from rectutor.evaluation import evaluate
 
-        result = evaluate(self.recommender, self.split, k=self.k, on="validation", num_resamples=0)
+        result = evaluate(self.recommender, self.split, k=self.k, on="validation", num_resamples=1)
         self.history.append(
             {
                 "epoch": epoch + 1,
