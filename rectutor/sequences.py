@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from rectutor import PADDING_ID
+
+Ids = npt.NDArray[np.int32]
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -21,10 +28,34 @@ class Histories:
         items: `(n,)` int32, the movies of all users, user after user.
         offsets: `(num_users + 2,)` int64, where each user's movies begin; row 0 is the padding
             user and is empty.
+
+    Raises:
+        ValueError: `offsets` does not cut `items` into rows: it must begin with 0, never
+            decrease and end with `len(items)`.
+
+    Example:
+        >>> two_users = Histories(np.array([7, 8, 9], np.int32), np.array([0, 0, 2, 3]))
+        >>> two_users[1]
+        array([7, 8], dtype=int32)
+        >>> two_users.lengths
+        array([0, 2, 1])
     """
 
-    items: np.ndarray
-    offsets: np.ndarray
+    items: Ids
+    offsets: Integers
+
+    def __post_init__(self) -> None:
+        items, offsets = self.items, self.offsets
+        if np.ndim(items) != 1 or np.ndim(offsets) != 1 or len(offsets) == 0:
+            raise ValueError(
+                f"Histories: items has shape {np.shape(items)} and offsets {np.shape(offsets)}; "
+                "both must be flat arrays, and offsets must not be empty."
+            )
+        if offsets[0] != 0 or offsets[-1] != len(items) or np.any(offsets[1:] < offsets[:-1]):
+            raise ValueError(
+                f"Histories: offsets run from {offsets[0]} to {offsets[-1]} over {len(items)} "
+                "items; they must begin with 0, never decrease and end with the number of items."
+            )
 
     @property
     def num_users(self) -> int:
@@ -32,11 +63,15 @@ class Histories:
         return len(self.offsets) - 2
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> Integers:
         """`(num_users + 1,)` how many movies each user has, by user id."""
         return np.diff(self.offsets)
 
-    def __getitem__(self, user_id: int) -> np.ndarray:
+    def __getitem__(self, user_id: int) -> Ids:
+        if not 0 <= user_id < len(self.offsets) - 1:
+            raise IndexError(
+                f"Histories: there is no user {user_id}; ids run from 0 to {self.num_users}."
+            )
         return self.items[self.offsets[user_id] : self.offsets[user_id + 1]]
 
 
@@ -50,35 +85,415 @@ def histories(ratings: pd.DataFrame, num_users: int | None = None) -> Histories:
 
     Returns:
         The `Histories` of users 0 (padding, empty) to `num_users`.
+
+    Raises:
+        TypeError: ids are not integers, or `timestamp` is neither a number nor a time.
+        ValueError: a column is missing, an id is below 1, a user id is above `num_users`, a
+            timestamp is missing, or `ratings` is empty and `num_users` is not given.
+
+    Example:
+        >>> ratings = pd.DataFrame(
+        ...     {"user_id": [1, 1, 2], "movie_id": [5, 6, 5], "timestamp": [20, 10, 30]})
+        >>> histories(ratings)[1]
+        array([6, 5], dtype=int32)
     """
-    users = ratings["user_id"].to_numpy()
+    users = _id_column(ratings, "user_id")
+    movies = _id_column(ratings, "movie_id")
+    times = _time_column(ratings)
     if num_users is None:
+        if len(users) == 0:
+            raise ValueError(
+                "histories: the ratings are empty, so the number of users is unknown; "
+                "pass num_users, or check the filter that left no rows."
+            )
         num_users = int(users.max())
-    order = np.lexsort((ratings["timestamp"].to_numpy(), users))
-    items = ratings["movie_id"].to_numpy()[order].astype(np.int32)
-    counts = np.bincount(users, minlength=num_users + 1)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    return Histories(items, offsets)
+    num_users = _at_least(num_users, 0, "histories", "num_users")
+    if len(users) and users.max() > num_users:
+        raise ValueError(
+            f"histories: user_id {users.max()} is above num_users={num_users}; "
+            "pass the highest user id, or none at all."
+        )
+    items = movies[_order_by_user_and_time(users, times)].astype(np.int32)
+    return Histories(items, _offsets(np.bincount(users, minlength=num_users + 1)))
 
 
-def last_window(histories: Histories, length: int, padding: str = "before") -> np.ndarray:
+def sliding_windows(
+    histories: Histories, length: int, min_length: int = 3, padding: str = "after"
+) -> tuple[Ids, Ids]:
+    """For every movie but a user's first: the movies before it, and the movie itself.
+
+    This is the shape of training data in the documented GRU4Rec recipe: one row a position.
+
+    Args:
+        histories: the users' movies, oldest first.
+        length: how many previous movies a row holds at most.
+        min_length: users with fewer movies than this give no rows; at least 2.
+        padding: where short contexts get `PADDING_ID`: `"after"` or `"before"` the movies.
+
+    Returns:
+        `(n, length)` int32 contexts, oldest movie first, and `(n,)` int32 targets; the rows of
+        a user follow each other in time order.
+
+    Raises:
+        TypeError: `length` or `min_length` is not an integer.
+        ValueError: `length < 1`, `min_length < 2`, or an unknown `padding`.
+
+    Example:
+        >>> one_user = Histories(np.array([4, 5, 6], np.int32), np.array([0, 0, 3]))
+        >>> contexts, targets = sliding_windows(one_user, length=2)
+        >>> contexts.tolist(), targets.tolist()
+        ([[4, 0], [4, 5]], [5, 6])
+    """
+    length = _at_least(length, 1, "sliding_windows", "length")
+    min_length = _at_least(min_length, 2, "sliding_windows", "min_length")
+    lengths = histories.lengths
+    counts = np.where(lengths >= min_length, lengths - 1, 0)
+    starts = np.repeat(histories.offsets[:-1], counts)
+    targets = starts + 1 + _count_up(counts)
+    contexts = _gather(
+        histories.items, starts, targets, length, before=_is_before(padding, "sliding_windows")
+    )
+    return contexts, histories.items[targets].astype(np.int32, copy=False)
+
+
+@overload
+def training_windows(
+    histories: Histories,
+    length: int,
+    stride: int | None = None,
+    *,
+    return_users: Literal[False] = False,
+) -> tuple[Ids, Ids]: ...
+
+
+@overload
+def training_windows(
+    histories: Histories, length: int, stride: int | None = None, *, return_users: Literal[True]
+) -> tuple[Ids, Ids, Ids]: ...
+
+
+def training_windows(
+    histories: Histories, length: int, stride: int | None = None, *, return_users: bool = False
+) -> tuple[Ids, Ids] | tuple[Ids, Ids, Ids]:
+    """Cut whole histories into windows with a next-movie target at every position.
+
+    Windows are laid from the end of each history, so a user's latest movies are always in a
+    full window and what is padded (on the left) is the oldest one. With the default stride
+    every pair of successive movies is in exactly one window.
+
+    Args:
+        histories: the users' movies, oldest first. Users with fewer than two give no window.
+        length: positions a window.
+        stride: steps between the ends of successive windows of a user, 1 to `length`; below
+            `length` windows overlap and movies repeat. `length` when omitted.
+        return_users: also return the row of `histories` (the user id) each window is from.
+
+    Returns:
+        `(n, length)` int32 inputs and `(n, length)` int32 targets: the target of a position is
+        the movie after its input, and `PADDING_ID` where the input is padding. With
+        `return_users`, also `(n,)` int32.
+
+    Raises:
+        TypeError: `length` or `stride` is not an integer.
+        ValueError: `length < 1`, or `stride` is not between 1 and `length`.
+
+    Example:
+        >>> one_user = Histories(np.array([4, 5, 6, 7], np.int32), np.array([0, 0, 4]))
+        >>> inputs, targets = training_windows(one_user, length=2)
+        >>> inputs.tolist(), targets.tolist()
+        ([[0, 4], [5, 6]], [[0, 5], [6, 7]])
+    """
+    length = _at_least(length, 1, "training_windows", "length")
+    stride = length if stride is None else _at_least(stride, 1, "training_windows", "stride")
+    if stride > length:
+        raise ValueError(
+            f"training_windows: stride={stride} is above length={length} and would skip movies; "
+            "choose a stride of at most the length."
+        )
+    pairs = np.maximum(histories.lengths - 1, 0)  # (input, target) pairs of each user
+    counts = np.where(pairs > 0, np.maximum(-(-(pairs - length) // stride), 0) + 1, 0)
+    starts = np.repeat(histories.offsets[:-1], counts)
+    # oldest window first: the last of a user's windows ends with the user's last pair
+    steps_from_end = np.repeat(counts, counts) - 1 - _count_up(counts)
+    ends = np.repeat(histories.offsets[1:] - 1, counts) - steps_from_end * stride
+    inputs = _gather(histories.items, starts, ends, length, before=True)
+    targets = _gather(histories.items, starts + 1, ends + 1, length, before=True)
+    if return_users:
+        return inputs, targets, np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return inputs, targets
+
+
+def last_window(histories: Histories, length: int, padding: str = "before") -> Ids:
     """The most recent `length` movies of every user, as one padded array.
 
     Args:
         histories: the users' movies, oldest first.
         length: how many movies a row holds.
-        padding: `"before"` puts `PADDING_ID` on the left of short histories, `"after"` on the right.
+        padding: where short histories get `PADDING_ID`: `"before"` or `"after"` the movies.
 
     Returns:
         `(len(histories.offsets) - 1, length)` int32, one row a user of `histories`, by position.
+
+    Raises:
+        TypeError: `length` is not an integer.
+        ValueError: `length < 1`, or an unknown `padding`.
+
+    Example:
+        >>> one_user = Histories(np.array([4, 5, 6], np.int32), np.array([0, 0, 3]))
+        >>> last_window(one_user, length=2).tolist()
+        [[0, 0], [5, 6]]
     """
-    starts, ends = histories.offsets[:-1, None], histories.offsets[1:, None]
-    steps = np.arange(length)
-    if padding == "before":
-        index = ends - length + steps
-    else:
-        index = np.maximum(ends - length, starts) + steps
-    inside = (index >= starts) & (index < ends)
-    safe = np.where(inside, index, 0)
-    items = histories.items if len(histories.items) else np.zeros(1, np.int32)
-    return np.where(inside, items[safe], PADDING_ID).astype(np.int32)
+    length = _at_least(length, 1, "last_window", "length")
+    before = _is_before(padding, "last_window")
+    starts, ends = histories.offsets[:-1], histories.offsets[1:]
+    return _gather(histories.items, starts, ends, length, before=before)
+
+
+def sample_negatives(
+    histories: Histories,
+    num_movies: int,
+    count: int,
+    seed: int | Sequence[int] | np.random.Generator,
+    *,
+    users: npt.ArrayLike | None = None,
+    alpha: float = 0.0,
+) -> Ids:
+    """Draw movies that a user has not watched, exactly and without trial and error.
+
+    The movies a user has not watched are lined up, each as wide as its weight; a draw is a
+    point on that line. Weights are rounded to integers so that the bookkeeping is exact: no
+    positive ever comes out, and users who have seen all movies but one cost no more than others.
+
+    Args:
+        histories: the users' movies, in any order.
+        num_movies: the highest movie id.
+        count: draws a row, with replacement.
+        seed: seed or generator of the draws.
+        users: `(n,)` the row of `histories` (the user id) each row of the result is for; all of
+            them in order when omitted.
+        alpha: a movie watched `c` times has weight `max(c, 1) ** alpha`: 0 draws uniformly,
+            1 in proportion to popularity.
+
+    Returns:
+        `(n, count)` int32 movie ids, 1 to `num_movies`.
+
+    Raises:
+        TypeError: `num_movies`, `count` or `users` are not integers.
+        ValueError: `count` is negative, `num_movies` is below 1 or below a movie of the
+            histories, a user is not in `histories` or has watched every movie, or `alpha` is
+            not finite.
+
+    Example:
+        >>> one_user = Histories(np.array([1, 2, 4], np.int32), np.array([0, 0, 3]))
+        >>> sample_negatives(one_user, num_movies=4, count=3, seed=0, users=[1]).tolist()
+        [[3, 3, 3]]
+    """
+    num_movies = _at_least(num_movies, 1, "sample_negatives", "num_movies")
+    count = _at_least(count, 0, "sample_negatives", "count")
+    highest = int(histories.items.max(initial=0))
+    if highest > num_movies:
+        raise ValueError(
+            f"sample_negatives: the histories hold movie {highest}, above "
+            f"num_movies={num_movies}; pass the highest movie id of the catalogue."
+        )
+    num_rows = len(histories.offsets) - 1
+    rows = np.arange(num_rows) if users is None else _rows(users, num_rows)
+    weights = _integer_weights(histories.items, num_movies, alpha, num_rows)
+    edges = np.concatenate([[0], np.cumsum(weights)])  # movie m spans [edges[m - 1], edges[m])
+    total = int(edges[-1])
+
+    # each row's distinct movies in id order, and the line that is left without them
+    owners = np.repeat(np.arange(num_rows), histories.lengths)
+    watched = np.sort(owners * (num_movies + 1) + histories.items)
+    owners, items = np.divmod(watched, num_movies + 1)
+    distinct = (items != PADDING_ID) & (np.diff(watched, prepend=-1) != 0)
+    owners, items = owners[distinct], items[distinct]
+    removed = np.concatenate([[0], np.cumsum(weights[items - 1])])  # before each, all rows
+    first = np.searchsorted(owners, np.arange(num_rows + 1))
+    free = total - (removed[first[1:]] - removed[first[:-1]])  # (num_rows,)
+    full = rows[free[rows] == 0]
+    if count and len(full):
+        raise ValueError(
+            f"sample_negatives: user {full[0]} has watched all {num_movies} movies, so there is "
+            "no negative to draw; leave the user out or check num_movies."
+        )
+    cuts = edges[items - 1] - (removed[:-1] - removed[first[owners]])  # where items were cut out
+    keys = owners * (total + 1) + cuts
+
+    points = np.random.default_rng(seed).integers(
+        0, np.maximum(free[rows], 1)[:, None], size=(len(rows), count)
+    )
+    passed = np.searchsorted(keys, rows[:, None] * (total + 1) + points, side="right")
+    points += removed[passed] - removed[first[rows]][:, None]
+    return np.searchsorted(edges, points, side="right").astype(np.int32)
+
+
+def _order_by_user_and_time(users: Integers, times: Integers) -> Integers:
+    """The stable order by user, then time, then row.
+
+    User, time and row number share one 64-bit key where they fit: sorting plain integers is
+    several times faster than sorting rows by two columns.
+    """
+    if len(users) == 0:
+        return np.zeros(0, np.int64)
+    earliest = int(times.min())
+    user_bits = int(users.max()).bit_length()
+    time_bits = (int(times.max()) - earliest).bit_length()
+    row_bits = len(users).bit_length()
+    if user_bits + time_bits + row_bits > 63:
+        return np.lexsort((times, users))
+    keys = (users << time_bits) + (times - earliest)
+    keys <<= row_bits
+    keys += np.arange(len(users))
+    keys.sort()
+    keys &= (1 << row_bits) - 1
+    return keys
+
+
+def _gather(items: Ids, starts: Integers, ends: Integers, length: int, *, before: bool) -> Ids:
+    """The last `length` of `items[start:end]` for each row, padded before or after.
+
+    Args:
+        items: `(m,)` the flat array.
+        starts: `(n,)` where each row's span begins.
+        ends: `(n,)` where it ends (exclusive), at least `starts`.
+        length: width of the result.
+        before: padding goes before the items, not after.
+
+    Returns:
+        `(n, length)` int32.
+    """
+    margin = np.full(length, PADDING_ID, np.int32)
+    padded = np.concatenate([margin, items, margin])
+    begins = ends - length if before else np.maximum(ends - length, starts)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, length)[begins + length]
+    short = np.flatnonzero(ends - starts < length)  # these reach into a neighbour's movies
+    steps = begins[short, None] + np.arange(length)
+    inside = (steps >= starts[short, None]) & (steps < ends[short, None])
+    windows[short] = np.where(inside, windows[short], PADDING_ID)
+    return np.asarray(windows, np.int32)
+
+
+def _integer_weights(items: Ids, num_movies: int, alpha: float, num_rows: int) -> Integers:
+    """`(num_movies,)` draw weights of movies 1 to `num_movies` as integers of at least 1.
+
+    They are scaled so that `num_rows` times their sum fits a 64-bit integer.
+    """
+    if not np.isfinite(alpha):
+        raise ValueError(
+            f"sample_negatives: alpha={alpha} is not a finite number; "
+            "0 draws uniformly, 1 by popularity."
+        )
+    if alpha == 0:
+        return np.ones(num_movies, np.int64)
+    watched = np.bincount(items, minlength=num_movies + 1)[1:]
+    logs = alpha * np.log(np.maximum(watched, 1))
+    shares = np.exp(logs - logs.max())
+    shares /= shares.sum()
+    scale = 2.0 ** min(50, 61 - num_rows.bit_length())
+    return np.asarray(np.maximum(np.rint(shares * scale), 1), np.int64)
+
+
+def _id_column(ratings: pd.DataFrame, name: str) -> Integers:
+    """The ids of one column as int64, checked."""
+    column = _column(ratings, name)
+    if column.dtype.kind not in "iu":
+        raise TypeError(
+            f"histories: column {name!r} has dtype {column.dtype}, ids must be integers; "
+            "rectutor.data.from_dataframe maps any ids to integers."
+        )
+    ids = column.to_numpy().astype(np.int64)
+    if len(ids) and ids.min() < 1:
+        row = int(np.argmin(ids))
+        raise ValueError(
+            f"histories: {name} {ids[row]} in row {row} is below 1; ids start at 1 "
+            f"because {PADDING_ID} is padding."
+        )
+    if len(ids) and ids.max() >= 2**31:
+        raise ValueError(
+            f"histories: {name} {ids.max()} does not fit 32 bits; "
+            "rectutor.data.from_dataframe maps ids to 1, 2, 3 and so on."
+        )
+    return ids
+
+
+def _time_column(ratings: pd.DataFrame) -> Integers:
+    """The timestamps as int64 that sort like the column (fractions of a second are ranked)."""
+    column = _column(ratings, "timestamp")
+    if column.dtype.kind not in "iufM":
+        raise TypeError(
+            f"histories: column 'timestamp' has dtype {column.dtype}; it must hold numbers "
+            "(seconds) or times, see pandas.to_datetime."
+        )
+    missing = column.isna().to_numpy()
+    if missing.any():
+        raise ValueError(
+            f"histories: the timestamp of row {int(np.argmax(missing))} is missing; "
+            "drop such rows or fill them in."
+        )
+    if column.dtype.kind == "f":
+        return np.asarray(np.unique(column.to_numpy(), return_inverse=True)[1], np.int64)
+    return column.to_numpy().astype(np.int64)
+
+
+def _column(ratings: pd.DataFrame, name: str) -> pd.Series:
+    if not isinstance(ratings, pd.DataFrame):
+        raise TypeError(
+            f"histories: ratings is a {type(ratings).__name__}, not a pandas DataFrame; "
+            "pass the ratings of a Dataset or of a Split."
+        )
+    if name not in ratings.columns:
+        raise ValueError(
+            f"histories: the ratings have no column {name!r}, only {list(ratings.columns)}; "
+            "rename a column or see rectutor.data.from_dataframe."
+        )
+    return ratings[name]
+
+
+def _rows(users: npt.ArrayLike, num_rows: int) -> Integers:
+    """Row numbers, checked."""
+    rows = np.asarray(users)
+    if rows.size == 0:
+        return np.zeros(0, np.int64)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise TypeError(
+            f"sample_negatives: users has shape {rows.shape} and dtype {rows.dtype}; "
+            "it must be a flat array of integers."
+        )
+    outside = rows[(rows < 0) | (rows >= num_rows)]
+    if len(outside):
+        raise ValueError(
+            f"sample_negatives: user {outside[0]} is not in the histories, whose rows run from 0 "
+            f"to {num_rows - 1}."
+        )
+    return rows.astype(np.int64)
+
+
+def _at_least(value: int, lowest: int, function: str, name: str) -> int:
+    """`value` as a Python int of at least `lowest`."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{function}: {name}={value!r} is not an integer; pass a count.")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{function}: {name}={value!r} is a {type(value).__name__}; pass an integer."
+        ) from None
+    if number < lowest:
+        raise ValueError(f"{function}: {name}={number} is below {lowest}; pass {lowest} or more.")
+    return number
+
+
+def _is_before(padding: str, function: str) -> bool:
+    if padding not in ("before", "after"):
+        raise ValueError(f"{function}: padding={padding!r} is unknown; choose 'before' or 'after'.")
+    return padding == "before"
+
+
+def _offsets(counts: Integers) -> Integers:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def _count_up(counts: Integers) -> Integers:
+    """0, 1, ... for each count in turn: `[2, 3]` gives `[0, 1, 0, 1, 2]`."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
