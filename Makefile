@@ -33,6 +33,7 @@ $(VENV)/.ready-test: $(VENV)/.ready requirements-torch.txt
 
 book: setup  ## execute the chapters that changed, then render the book
 	@$(PY) tools/book.py run
+	@$(PY) tools/readme.py write
 	@$(PY) tools/book.py render
 
 html: setup  ## render the book from the notebooks as they are
@@ -40,6 +41,7 @@ html: setup  ## render the book from the notebooks as they are
 
 chapter: setup  ## execute one chapter: make chapter NAME=ranking
 	@$(PY) tools/book.py run --force $(or $(NAME),$(error say which: make chapter NAME=ranking))
+	@$(PY) tools/readme.py write
 
 scripts: setup  ## run every chapter as a plain script
 	@$(PY) tools/book.py scripts
@@ -51,9 +53,10 @@ lint: setup
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(PY) tools/repository.py check
+	@$(PY) tools/readme.py check
 
 unit: setup-test
-	@$(PY) -m pytest -n 2 -m "not browser and not nightly" --cov --cov-report=term:skip-covered
+	@$(PY) -m pytest -n 2 --dist loadgroup -m "not browser and not nightly" --cov --cov-report=term:skip-covered
 
 # the chapters run into a results folder of their own, which the acceptance tests then read
 notebooks: notebooks-only
