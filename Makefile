@@ -56,7 +56,8 @@ lint: setup
 	@$(PY) tools/readme.py check
 
 unit: setup-test
-	@$(PY) -m pytest -n 2 --dist loadgroup -m "not browser and not nightly" --cov --cov-report=term:skip-covered
+	@$(PY) -m pytest -n 2 --dist loadgroup -m "not browser and not nightly" --doctest-modules \
+		tests rectutor --cov --cov-report=term:skip-covered
 
 # the chapters run into a results folder of their own, which the acceptance tests then read
 notebooks: notebooks-only

@@ -36,7 +36,7 @@ def start_script(name, folder, **environment):
         **environment,
     }
     return subprocess.Popen(
-        [sys.executable, "-W", "error::Warning:rectutor", str(NOTEBOOKS / f"{name}.py")],
+        [sys.executable, str(NOTEBOOKS / f"{name}.py")],
         cwd=folder,
         env=variables,
         stdout=subprocess.PIPE,

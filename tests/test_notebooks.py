@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -187,6 +188,31 @@ def test_every_correction_is_shown_where_it_occurs_and_listed():
             assert len(at) == 1, f"{name}: no box labelled {label}"
             assert any(cell.cell_type == "code" for cell in cells[at[0] + 1 : at[0] + 4]), label
             assert label in listed, f"book/corrections.md does not link to {label}"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_jupytext_syncs_and_converts_the_pair_from_another_folder(name, tmp_path):
+    """`jupytext --sync` keeps the outputs, `jupytext --to py` gives the cells of the script."""
+    (tmp_path / "notebooks").mkdir()
+    for file in (NOTEBOOKS / f"{name}.py", NOTEBOOKS / f"{name}.ipynb", ROOT / "jupytext.toml"):
+        target = tmp_path / ("." if file.suffix == ".toml" else "notebooks") / file.name
+        target.write_bytes(file.read_bytes())
+    pair = tmp_path / "notebooks" / f"{name}.ipynb"
+    script = pair.with_suffix(".py")
+
+    def run_jupytext(*arguments):
+        command = [sys.executable, "-m", "jupytext", *arguments]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run_jupytext("--sync", str(pair))
+    kept = nbformat.read(pair, as_version=4)
+    assert any(cell.get("outputs") for cell in kept.cells)
+    cells = [cell.source for cell in source(name).cells]
+    assert [cell.source for cell in jupytext.read(script).cells] == cells
+    as_script = run_jupytext("--to", "py:percent", "--output", "-", str(pair))
+    assert [cell.source for cell in jupytext.reads(as_script, "py:percent").cells] == cells
 
 
 def test_a_cell_changed_on_one_side_is_noticed(tmp_path, monkeypatch):
