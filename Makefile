@@ -57,7 +57,9 @@ lint: setup
 
 unit: setup-test
 	@$(PY) -m pytest -n 2 --dist loadgroup -m "not browser and not nightly" --doctest-modules \
-		tests rectutor --cov --cov-report=term:skip-covered
+		tests rectutor --cov --cov-report=term:skip-covered \
+		--reliability _build/reliability.json
+	@$(PY) tools/reliability.py check
 
 # the chapters run into a results folder of their own, which the acceptance tests then read
 notebooks: notebooks-only

@@ -1,8 +1,11 @@
-"""Settings every test shares."""
+"""Settings every test shares, and the counts that book/reliability.md shows."""
 
+import json
 import os
+from collections import defaultdict
+from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 # nothing a test does may touch the reader's own cache, results or environment choices
 for name in ("RECTUTOR_DATA", "RECTUTOR_PROFILE", "RECTUTOR_RESUME", "RECTUTOR_STRICT"):
@@ -16,3 +19,57 @@ settings.register_profile(
     "nightly", max_examples=1_000, deadline=None, suppress_health_check=_slow_is_fine
 )
 settings.load_profile(os.environ.get("RECTUTOR_HYPOTHESIS", "default"))
+
+#: Markers whose tests the reliability page counts; property tests are found by themselves.
+COUNTED = ("fault", "bad_input", "property_test")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--reliability", metavar="FILE", help="write the counts of the reliability page to FILE"
+    )
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker("property_test")
+
+
+def pytest_runtest_makereport(item, call):
+    """Tell the process that counts which marked test this was (workers report to it)."""
+    if call.when == "call":
+        kinds = [kind for kind in COUNTED if item.get_closest_marker(kind)]
+        if kinds:
+            item.user_properties.append(("reliability", [kinds[0], Path(item.path).stem]))
+
+
+class Counter:
+    """Counts marked tests in the one process that sees every report."""
+
+    def __init__(self, config):
+        self.counts = defaultdict(lambda: {"passed": 0, "failed": 0})
+        self.file = Path(config.getoption("--reliability"))
+
+    def pytest_runtest_logreport(self, report):
+        if report.when != "call" or report.skipped:
+            return
+        for name, value in report.user_properties:
+            if name == "reliability":
+                kind, module = value
+                test = report.nodeid.split("::")[-1].split("[")[0]
+                self.counts[kind, module, test]["passed" if report.passed else "failed"] += 1
+
+    def pytest_sessionfinish(self):
+        rows = [
+            {"kind": kind, "module": module, "test": test, **count}
+            for (kind, module, test), count in sorted(self.counts.items())
+        ]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def pytest_sessionstart(session):
+    config = session.config
+    if config.getoption("--reliability") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Counter(config))
