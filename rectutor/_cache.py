@@ -163,10 +163,13 @@ def decode(content: bytes) -> Tables:
     line = content[len(first) + 1 : len(first) + 512].split(b"\n", 1)[0]
     start = len(line) + 1
     frames = []
-    for size in json.loads(line)["sizes"]:
-        part = body[start : start + size]
-        start += size
-        frames.append(pa.ipc.open_file(pa.py_buffer(part)).read_all().to_pandas() if size else None)
+    try:
+        for size in json.loads(line)["sizes"]:
+            part = pa.py_buffer(body[start : start + size])
+            start += size
+            frames.append(pa.ipc.open_file(part).read_all().to_pandas() if size else None)
+    except (pa.ArrowException, ValueError, KeyError) as error:  # written by another pyarrow
+        raise StaleCacheError(f"pyarrow {pa.__version__} cannot read it: {error}") from error
     ratings, movies, users = frames
     assert ratings is not None
     assert movies is not None

@@ -7,6 +7,7 @@ member under a size limit, and nothing is extracted to disk, installed, imported
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib
 import importlib.util
 import logging
@@ -223,7 +224,7 @@ def from_grouplens(name: str) -> Tables:
                 _download(archive, stream)
                 stream.seek(0)
                 return read_archive(archive, stream, where=archive.url)
-        except (OSError, SourceError, ValueError) as error:
+        except (OSError, http.client.HTTPException, SourceError, ValueError) as error:
             reason = error
             logger.info("grouplens: failed: %s", error)
             if isinstance(error, urllib.error.HTTPError):
@@ -316,36 +317,48 @@ def from_pypi(name: str) -> Tables:
     if name not in PYPI:
         raise SourceError(f"the package index has no copy of {name!r}, only of '100k'")
     archive = PYPI[name]
-    with tempfile.TemporaryDirectory(prefix="rectutor-") as folder:
-        logger.info("pypi: pip download --no-deps %s", _RECBOLE)
-        options = "--no-deps --only-binary=:all: --no-input --disable-pip-version-check --quiet"
-        limits = f"--timeout {_CONNECT_SECONDS:.0f} --retries {_TRIES - 1}"
-        command = [*_pip(), "download", *options.split(), *limits.split(), "-d", folder, _RECBOLE]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_PIP_SECONDS,
-                check=False,
-                cwd=folder,
-            )
-        except subprocess.TimeoutExpired:
-            raise SourceError(f"pip download took more than {_PIP_SECONDS:.0f} s") from None
-        except OSError as error:
-            raise SourceError(f"pip cannot be run ({error})") from error
-        file = Path(folder) / archive.file
-        if done.returncode != 0 or not file.is_file():
-            said = (done.stderr or done.stdout).strip().splitlines()
-            raise SourceError(f"pip download failed: {said[-1] if said else 'no wheel came'}")
-        if file.stat().st_size != archive.size:
-            raise CorruptError(
-                f"the index's {archive.file} has {file.stat().st_size:,} bytes,"
-                f" not {archive.size:,}"
-            )
-        with file.open("rb") as stream:
-            return read_archive(archive, stream, where=f"the package index's {archive.file}")
+    try:
+        with tempfile.TemporaryDirectory(prefix="rectutor-") as folder:
+            file = Path(folder) / archive.file
+            _pip_download(folder)
+            if not file.is_file():
+                raise SourceError(f"pip download brought no {archive.file}")
+            if file.stat().st_size != archive.size:
+                raise CorruptError(
+                    f"the index's {archive.file} has {file.stat().st_size:,} bytes,"
+                    f" not {archive.size:,}"
+                )
+            with file.open("rb") as stream:
+                return read_archive(archive, stream, where=f"the package index's {archive.file}")
+    except OSError as error:  # no room, no pip
+        raise SourceError(f"the wheel could not be fetched ({error})") from error
+
+
+def _pip_download(folder: str) -> None:
+    """Let pip fetch the RecBole wheel into `folder`, from the index it is set up for.
+
+    Raises:
+        SourceError: there is no pip, or it failed, or it took too long.
+    """
+    logger.info("pypi: pip download --no-deps %s", _RECBOLE)
+    options = "--no-deps --only-binary=:all: --no-input --disable-pip-version-check --quiet"
+    limits = f"--timeout {max(_CONNECT_SECONDS, 1):.0f} --retries {_TRIES - 1}"
+    command = [*_pip(), "download", *options.split(), *limits.split(), "-d", folder, _RECBOLE]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PIP_SECONDS,
+            check=False,
+            cwd=folder,
+        )
+    except subprocess.TimeoutExpired:
+        raise SourceError(f"pip download took more than {_PIP_SECONDS:.0f} s") from None
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise SourceError(f"pip download failed: {said[-1] if said else done.returncode}")
 
 
 def _pip() -> list[str]:

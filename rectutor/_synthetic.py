@@ -35,6 +35,7 @@ class World:
         user_bias: `(num_users + 1,)` in stars.
         movie_bias: `(num_movies + 1,)` in stars.
         liking: `(groups, num_movies + 1)` in stars.
+        genre: `(num_movies + 1,)` each movie's genre.
     """
 
     taste: np.ndarray

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +60,8 @@ _OCCUPATIONS_1M = (
     "writer",
 )
 
+_YEAR = re.compile(r"\(([0-9]{4})\)\s*$")
+
 
 class Tables(NamedTuple):
     """The three tables of a data set, in the book's schema (`book/data.md` lists the columns)."""
@@ -80,10 +84,11 @@ def relabel(original: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (inverse + 1).astype(np.int32), values
 
 
-def release_year(titles: pd.Series[str]) -> pd.Series[Any]:
+def release_year(titles: Iterable[str]) -> pd.Series[Any]:
     """The year in brackets at the end of a title, as nullable Int16."""
-    years = titles.astype("str").str.extract(r"\((\d{4})\)\s*$", expand=False)
-    return pd.to_numeric(years, errors="coerce").astype("Int16")
+    found = (_YEAR.search(title) for title in titles)
+    years = [int(match.group(1)) if match else None for match in found]
+    return pd.Series(pd.array(years, dtype="Int16"))
 
 
 def build(

@@ -402,8 +402,8 @@ def from_dataframe(
                 if timestamp is None
                 else _seconds(frame[timestamp])
             ),
-            "original_user_id": frame[user].array,
-            "original_movie_id": frame[item].array,
+            "original_user_id": frame[user].reset_index(drop=True),
+            "original_movie_id": frame[item].reset_index(drop=True),
         }
     )
     texts = np.array([str(value) for value in movie_values], dtype=object)
@@ -421,7 +421,7 @@ def from_dataframe(
             "title": titles,
             "year": release_year(titles),
             "genres": pd.Series([""] * len(movie_values), dtype="str"),
-            "original_movie_id": movie_values,
+            "original_movie_id": pd.Series(movie_values, dtype=movie_values.dtype),
         }
     )
     return Dataset(

@@ -1,0 +1,197 @@
+"""Small made-up files in the formats of MovieLens and of RecBole's copy, and servers for them."""
+
+import contextlib
+import hashlib
+import http.server
+import io
+import socket
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from rectutor import _sources, _tables
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+REAL_100K = SHARED / "data" / "ml-100k.zip"
+
+GENRES = _tables._GENRES_100K
+
+
+def interactions(users: int, movies: list[int], rows: int, seed: int = 0) -> np.ndarray:
+    """`(rows, 4)` user, movie, rating, timestamp: pairs that occur once, every id at least once."""
+    rng = np.random.default_rng(seed)
+    every = [(k % users) * len(movies) + k % len(movies) for k in range(max(users, len(movies)))]
+    others = rng.permutation(users * len(movies)).tolist()
+    chosen = np.array(list(dict.fromkeys([*every, *others]))[:rows])
+    return np.column_stack(
+        [
+            chosen // len(movies) + 1,
+            np.array(movies)[chosen % len(movies)],
+            rng.integers(1, 6, len(chosen)),
+            874_000_000 + rng.integers(0, 10_000, len(chosen)),
+        ]
+    )
+
+
+def titles(count: int) -> list[str]:
+    named = ["Toy Story (1995)", "Misérables, Les (1995)", "À köldum klaka (Cold Fever) (1994)"]
+    return (named + [f"Movie Number {k} ({1930 + k % 69})" for k in range(count)])[:count]
+
+
+def files_100k(users: int = 20, movies: int = 30, rows: int = 400) -> dict[str, bytes]:
+    """The members of an archive like `ml-100k.zip`."""
+    table = interactions(users, list(range(1, movies + 1)), rows)
+    items = []
+    for k, title in enumerate(titles(movies)):
+        flags = ["1" if g in (k % 19, (k * 7) % 19) else "0" for g in range(19)]
+        items.append("|".join([str(k + 1), title, "01-Jan-1995", "", "http://x", *flags]))
+    people = [f"{k + 1}|{20 + k}|{'MF'[k % 2]}|writer|{k:05d}" for k in range(users)]
+    return {
+        "ml-100k/README": b"read me",
+        "ml-100k/u.data": "".join("\t".join(map(str, row)) + "\n" for row in table).encode(),
+        "ml-100k/u.item": ("\n".join(items) + "\n").encode("latin-1"),
+        "ml-100k/u.user": ("\n".join(people) + "\n").encode("latin-1"),
+    }
+
+
+def files_recbole(members: dict[str, bytes]) -> dict[str, bytes]:
+    """The same tables in RecBole's format, inside a wheel that pip accepts."""
+    data = members["ml-100k/u.data"].decode()
+    items = ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"]
+    for line in members["ml-100k/u.item"].decode("latin-1").splitlines():
+        number, title, _, _, _, *flags = line.split("|")
+        names = " ".join(GENRES[g] for g in range(19) if flags[g] == "1")
+        items.append("\t".join([number, title[:-7], title[-5:-1], names]))
+    people = members["ml-100k/u.user"].decode().replace("|", "\t")
+    folder = "recbole/dataset_example/ml-100k/ml-100k"
+    info = "recbole-1.2.1.dist-info"
+    return {
+        f"{folder}.inter": f"user_id:token\titem_id:token\trating:float\ttime\n{data}".encode(),
+        f"{folder}.item": ("\n".join(items) + "\n").encode(),
+        f"{folder}.user": f"user_id\tage\tgender\toccupation\tzip_code\n{people}".encode(),
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: recbole\nVersion: 1.2.1\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+
+
+def files_1m(users: int = 20, rows: int = 300) -> dict[str, bytes]:
+    """The members of an archive like `ml-1m.zip`: ids with gaps, some movies never rated."""
+    rated = [1, 2, 3, 7, 11, 40, 41, 100, 3952, *range(200, 230)]
+    table = interactions(users, rated, rows)
+    listed = sorted([*rated, 5, 6, 3000])
+    movies = [f"{m}::{t}::Action|Sci-Fi" for m, t in zip(listed, titles(99), strict=False)]
+    people = [f"{k + 1}::{'MF'[k % 2]}::25::{k % 21}::{k:05d}-1234" for k in range(users)]
+    return {
+        "ml-1m/README": b"read me",
+        "ml-1m/ratings.dat": "".join("::".join(map(str, row)) + "\n" for row in table).encode(),
+        "ml-1m/movies.dat": ("\n".join(movies) + "\n").encode("latin-1"),
+        "ml-1m/users.dat": ("\n".join(people) + "\n").encode("latin-1"),
+    }
+
+
+def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip file of the members."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content, compression)
+    return stream.getvalue()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def expect(
+    monkeypatch, content: bytes, members: dict[str, bytes], name: str = "100k", url: str = ""
+) -> None:
+    """Make the loader expect `content` where it expects GroupLens's archive."""
+    real = _sources.GROUPLENS[name]
+    pinned = {k: sha256(members[v]) for k, v in real.members.items()} if name == "100k" else {}
+    fake = _sources.Archive(
+        file=real.file,
+        url=url or real.url,
+        size=len(content),
+        sha256=sha256(content),
+        members=real.members,
+        parse=real.parse,
+        member_sha256=pinned,
+    )
+    monkeypatch.setitem(_sources.GROUPLENS, name, fake)
+
+
+def expect_wheel(monkeypatch, content: bytes) -> None:
+    """Make the loader expect `content` where it expects RecBole's wheel."""
+    real = _sources.PYPI["100k"]
+    fake = _sources.Archive(
+        file=real.file,
+        url=real.url,
+        size=len(content),
+        sha256=sha256(content),
+        members=real.members,
+        parse=real.parse,
+    )
+    monkeypatch.setitem(_sources.PYPI, "100k", fake)
+
+
+@contextlib.contextmanager
+def server(answer):
+    """A web server on loopback; `answer(handler)` deals with each GET. Yields its address.
+
+    The address has an attribute `requests`, the paths that were asked for.
+    """
+
+    class Address(str):
+        requests: list
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            address.requests.append(self.path)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                answer(self)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.daemon_threads = True
+        running.block_on_close = False
+        address = Address(f"http://127.0.0.1:{running.server_address[1]}")
+        address.requests = []
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield address
+        finally:
+            running.shutdown()
+
+
+def send(handler, body: bytes, status: int = 200, length: int | None = None, **headers) -> None:
+    """Answer with a body, whatever length is announced."""
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(body) if length is None else length))
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def stall(handler, body: bytes, seconds: float) -> None:
+    """Answer with half of the body, and then nothing for a while."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body[: len(body) // 2])
+    handler.wfile.flush()
+    time.sleep(seconds)
+
+
+def closed_port() -> int:
+    """A port on loopback where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
