@@ -4,13 +4,11 @@
 - On every chapter: "Open in Colab", the notebook and the script to download, in the page and in the
   header's menu; "suggest edit" leads to the script, which is the chapter's source.
 - No request to another host: scripts the book has no use for are taken out.
-- Small repairs of the theme's HTML for readers who use a keyboard or a screen reader.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import shutil
 from html import escape
@@ -151,28 +149,9 @@ def drop_unused_scripts(
         ]
 
 
-def repair_accessibility(
-    app: Sphinx,
-    pagename: str,
-    templatename: str,
-    context: dict[str, Any],
-    doctree: nodes.document | None,
-) -> None:
-    """Repair what the theme's HTML lacks: names of controls, and a unique title for each page."""
-    body = context.get("body")
-    if not body:
-        return
-    # what a wide table or a long output scrolls in can be reached by keyboard
-    body = body.replace(
-        '<div class="output text_html">', '<div class="output text_html" tabindex="0">'
-    )
-    context["body"] = body
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to Sphinx; the theme's own handlers run at priority 500 and 501."""
     app.connect("html-page-context", add_notebook_buttons, priority=502)
-    app.connect("html-page-context", repair_accessibility, priority=503)
     app.connect("html-page-context", drop_unused_scripts, priority=900)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", copy_scripts)

@@ -1,0 +1,234 @@
+"""The rendered book in a browser: loads alone, finds, fits a phone, reads well in both modes."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def documents() -> list[str]:
+    """The book's pages, as `_toc.yml` lists them."""
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    parts = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
+    return [contents["root"], *parts]
+
+
+PAGES = [*documents(), "search", "genindex"]
+CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
+MODES = ("light", "dark")
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+
+#: Elements that reach beyond the right edge, not counting those in a box that scrolls.
+TOO_WIDE = """() => {
+  const clipped = (e) => {
+    for (let p = e.parentElement; p && p !== document.body; p = p.parentElement)
+      if (/auto|scroll|hidden/.test(getComputedStyle(p).overflowX)) return true;
+    return false;
+  };
+  return [...document.querySelectorAll('.bd-main *')]
+    .filter(e => e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1)
+    .filter(e => !clipped(e)).slice(0, 5)
+    .map(e => `${e.tagName.toLowerCase()}.${e.className}`);
+}"""
+
+#: Images that the browser could not draw.
+BROKEN_IMAGES = """() => [...document.images]
+  .filter(i => i.complete && i.naturalWidth === 0).map(i => i.currentSrc || i.src)"""
+
+
+@dataclass
+class Visit:
+    """What one page did in the browser."""
+
+    console: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    broken_images: list[str] = field(default_factory=list)
+    too_wide: list[str] = field(default_factory=list)
+    scrolls_sideways: dict[int, int] = field(default_factory=dict)
+    violations: dict[str, list[str]] = field(default_factory=dict)
+    raw_math: int = 0
+
+
+def watch(page: Page, site: str, visit: Visit) -> None:
+    """Note errors, requests to other hosts and requests that fail."""
+
+    def request(url: str) -> None:
+        if not url.startswith((site, "data:", "blob:")):
+            visit.foreign.append(url)
+
+    page.on("console", lambda m: visit.console.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: visit.console.append(str(error)))
+    page.on("request", lambda r: request(r.url))
+    page.on(
+        "response", lambda r: visit.missing.append(f"{r.status} {r.url}") if r.status >= 400 else 0
+    )
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds serious or critical: rule, and the first element."""
+    report = Axe().run(page, options={"resultTypes": ["violations"]})
+    return [
+        f"{rule['id']} ({rule['impact']}, {len(rule['nodes'])} times): {rule['nodes'][0]['html']}"
+        f" {rule['nodes'][0].get('failureSummary', '')}"
+        for rule in report.response["violations"]
+        if rule["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.fixture(scope="session")
+def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
+    """Visits a page once, in both modes and at both widths, and remembers."""
+    known: dict[str, Visit] = {}
+
+    def visit(name: str) -> Visit:
+        if name in known:
+            return known[name]
+        seen = known[name] = Visit()
+        for mode in MODES:
+            context = chromium.new_context(viewport=DESK)
+            context.add_init_script(
+                f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')"
+            )
+            page = context.new_page()
+            watch(page, site, seen)
+            page.goto(f"{site}{name}.html", wait_until="networkidle")
+            seen.violations[mode] = violations(page)
+            if mode == "light":
+                for size in (DESK, PHONE):
+                    page.set_viewport_size(size)  # type: ignore[arg-type]
+                    seen.scrolls_sideways[size["width"]] = page.evaluate(
+                        "document.documentElement.scrollWidth"
+                    )
+                seen.too_wide = page.evaluate(TOO_WIDE)
+                seen.raw_math = page.evaluate(
+                    "document.querySelectorAll('.math:not(:has(mjx-container))').length"
+                )
+                page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+                seen.broken_images = page.evaluate(BROKEN_IMAGES)
+            context.close()
+        return seen
+
+    return visit
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_loads_without_errors(name: str, visited: Callable[[str], Visit]) -> None:
+    visit = visited(name)
+    assert visit.missing == []
+    assert visit.console == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_asks_no_other_host_for_anything(name: str, visited: Callable[[str], Visit]) -> None:
+    assert visited(name).foreign == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_fits_a_phone(name: str, visited: Callable[[str], Visit]) -> None:
+    visit = visited(name)
+    assert visit.too_wide == []
+    for width, needed in visit.scrolls_sideways.items():
+        assert needed <= width, f"{name} is {needed} pixels wide on a screen of {width}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_nothing_serious(name: str, mode: str, visited: Callable[[str], Visit]) -> None:
+    assert visited(name).violations[mode] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_images_and_formulas_are_drawn(name: str, visited: Callable[[str], Visit]) -> None:
+    visit = visited(name)
+    assert visit.broken_images == []
+    assert visit.raw_math == 0
+
+
+@pytest.mark.parametrize("words", ["NDCG", "log-Q"])
+def test_search_finds(words: str, site: str, chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.goto(f"{site}search.html?q={words}", wait_until="networkidle")
+    page.wait_for_selector("#search-results ul.search li a", timeout=20_000)
+    found = page.eval_on_selector_all(
+        "#search-results ul.search li a", "links => links.map(a => a.pathname)"
+    )
+    page.close()
+    assert any("/book/glossary" in path for path in found), found
+    assert any("/notebooks/" in path for path in found), found
+
+
+def test_search_box_leads_to_results(site: str, chromium: Browser) -> None:
+    page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
+    page.goto(f"{site}index.html", wait_until="networkidle")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("catalogue")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-results ul.search li a", timeout=20_000)
+    page.close()
+
+
+def test_dark_mode_toggles(site: str, chromium: Browser) -> None:
+    page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
+    page.goto(f"{site}book/intro.html", wait_until="networkidle")
+    colours = {}
+    for _ in range(3):
+        page.click(".theme-switch-button:visible")
+        mode = page.evaluate("document.documentElement.dataset.theme")
+        colours[mode] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.close()
+    assert set(colours) == {"light", "dark"}
+    assert colours["light"] != colours["dark"]
+
+
+def test_dark_mode_lasts_to_the_next_page(site: str, chromium: Browser) -> None:
+    context = chromium.new_context(viewport=DESK)  # type: ignore[arg-type]
+    page = context.new_page()
+    page.goto(f"{site}book/intro.html", wait_until="networkidle")
+    while page.evaluate("document.documentElement.dataset.mode") != "dark":
+        page.click(".theme-switch-button:visible")
+    page.click("a.right-next")
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    context.close()
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_opens_in_colab_and_downloads(name: str, site: str, chromium: Browser) -> None:
+    place = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["rectutor"]
+    page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
+    page.goto(f"{site}{name}.html")
+    links = page.eval_on_selector_all("a", "links => links.map(a => a.href)")
+    shown = page.eval_on_selector_all(".page-actions a", "links => links.map(a => a.href)")
+    script = page.request.get(next(link for link in shown if link.endswith(".py"))).text()
+    notebook = page.request.get(next(link for link in shown if link.endswith(".ipynb"))).json()
+    page.close()
+
+    where = f"{place['repository']}/blob/{place['branch']}/{name}.ipynb"
+    assert f"https://colab.research.google.com/github/{where}" in shown
+    edit = f"https://github.com/{place['repository']}/edit/{place['branch']}/{name}.py"
+    assert edit in links
+    assert script == (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    assert notebook["cells"][0]["cell_type"] == "markdown"
+
+
+def test_solutions_are_folded_and_open(site: str, chromium: Browser) -> None:
+    page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
+    page.goto(f"{site}{CHAPTERS[0]}.html", wait_until="networkidle")
+    inside = page.locator("div.solution.dropdown > section, div.solution.dropdown > div").first
+    assert not inside.is_visible()
+    page.locator("div.solution.dropdown button.toggle-button").first.click()
+    assert inside.is_visible()
+    page.close()

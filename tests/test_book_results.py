@@ -1,0 +1,166 @@
+"""The roles that quote measured figures on the book's pages."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(name: str) -> ModuleType:
+    """Import one of the book's Sphinx extensions."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+book_results = load("book_results")
+book_pages = load("book_pages")
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "chapter": "toy",
+        "profile": "quick",
+        "seed": 42,
+        "backend": "jax",
+        "device": "CPU",
+        "versions": {},
+        "data": {"name": "100k", "source": "x", "num_users": 2, "num_movies": 3, "num_ratings": 4},
+        "models": [
+            {
+                "model": "SASRec: made right",
+                "recipe": "made right",
+                "protocol": "leave-one-out",
+                "metrics": {"ndcg": {"value": 0.09612, "low": 0.0881, "high": 0.1049}},
+                "seconds": 264.0,
+            },
+            {
+                "model": "bias model",
+                "recipe": "made right",
+                "protocol": "rating",
+                "metrics": {"rmse": {"value": 0.22891, "low": None, "high": None}},
+                "seconds": None,
+            },
+        ],
+        "facts": {"c8_leaked_targets": 1812, "c8_share": 0.90321, "c1_error": "TypeError"},
+    }
+
+
+def test_result_is_written_with_three_decimals(record: dict[str, Any]) -> None:
+    assert book_results.format_result(record, "SASRec: made right:ndcg") == "0.096"
+
+
+def test_rmse_is_written_with_four_decimals(record: dict[str, Any]) -> None:
+    assert book_results.format_result(record, "bias model:rmse") == "0.2289"
+
+
+def test_interval_reads_low_to_high(record: dict[str, Any]) -> None:
+    assert book_results.format_interval(record, "SASRec: made right:ndcg") == "0.088 to 0.105"
+
+
+def test_interval_that_was_not_measured_is_refused(record: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="without an interval"):
+        book_results.format_interval(record, "bias model:rmse")
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("c8_leaked_targets", "1,812"),
+        ("c8_share:.0%", "90%"),
+        ("c8_share", "0.9032"),
+        ("c1_error", "TypeError"),
+    ],
+)
+def test_fact_is_written_by_its_type_or_format(
+    target: str, text: str, record: dict[str, Any]
+) -> None:
+    assert book_results.format_fact(record, target) == text
+
+
+def test_run_field_is_written(record: dict[str, Any]) -> None:
+    assert book_results.format_run(record, "data") == "100k"
+
+
+@pytest.mark.parametrize(
+    ("write", "target", "message"),
+    [
+        ("format_result", "nobody:ndcg", "no model 'nobody'; the models are 'SASRec: made right'"),
+        ("format_result", "bias model:ndcg", "no metric 'ndcg' of 'bias model'; .* rmse"),
+        ("format_fact", "c9", "no fact 'c9'; the facts are c1_error, c8_leaked"),
+        ("format_run", "weather", "no field 'weather'; the fields are profile"),
+    ],
+)
+def test_what_is_missing_is_named_with_what_there_is(
+    write: str, target: str, message: str, record: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        getattr(book_results, write)(record, target)
+
+
+def test_target_without_a_chapter_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not read 'chapter:what'"):
+        book_results.split_target("ndcg")
+
+
+def test_actions_follow_the_title() -> None:
+    links = {"colab": "https://colab.example/x?a=1&b=2", "notebook": "n.ipynb", "script": "n.py"}
+    body = book_pages.insert_actions("<h1>Ranking</h1><p>Text</p>", links)
+    assert body.startswith("<h1>Ranking</h1>\n<nav")
+    assert "a=1&amp;b=2" in body
+    assert body.index("Open in Colab") < body.index("Download .ipynb") < body.index("<p>Text")
+
+
+def test_page_that_cannot_be_opened_in_colab_has_no_such_button() -> None:
+    body = book_pages.insert_actions("<h1>T</h1>", {"notebook": "n.ipynb", "script": "n.py"})
+    assert "Colab" not in body
+
+
+def test_missing_figure_fails_a_strict_build(tmp_path: Path, record: dict[str, Any]) -> None:
+    from sphinx.application import Sphinx
+    from sphinx.errors import SphinxError
+    from sphinx.util.docutils import docutils_namespace
+
+    source = tmp_path / "source"
+    (source / "results").mkdir(parents=True)
+    (source / "results" / "toy.json").write_text(json.dumps(record))
+    (source / "conf.py").write_text("extensions = ['book_results']\n")
+
+    def build(text: str) -> str:
+        (source / "index.rst").write_text(f"Title\n=====\n\n{text}\n")
+        with docutils_namespace():
+            app = Sphinx(
+                source,
+                source,
+                tmp_path / "out",
+                tmp_path / "doctrees",
+                "html",
+                status=None,
+                warning=None,
+                warningiserror=True,
+                freshenv=True,
+            )
+            app.build()
+        return (tmp_path / "out" / "index.html").read_text()
+
+    assert '<span class="measured">0.096</span>' in build(
+        ":result:`toy:SASRec: made right:ndcg` and :fact:`toy:c8_share:.0%`"
+    )
+    with pytest.raises(SphinxError, match=r"no fact 'c99'; the facts are"):
+        build(":fact:`toy:c99`")
+    with pytest.raises(SphinxError, match=r"nowhere\.json does not exist; `make chapter"):
+        build(":result:`nowhere:m:ndcg`")
