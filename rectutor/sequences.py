@@ -117,9 +117,36 @@ def histories(ratings: pd.DataFrame, num_users: int | None = None) -> Histories:
     return Histories(items, _offsets(np.bincount(users, minlength=num_users + 1)))
 
 
+@overload
 def sliding_windows(
-    histories: Histories, length: int, min_length: int = 3, padding: str = "after"
-) -> tuple[Ids, Ids]:
+    histories: Histories,
+    length: int,
+    min_length: int = 3,
+    padding: str = "after",
+    *,
+    return_users: Literal[False] = False,
+) -> tuple[Ids, Ids]: ...
+
+
+@overload
+def sliding_windows(
+    histories: Histories,
+    length: int,
+    min_length: int = 3,
+    padding: str = "after",
+    *,
+    return_users: Literal[True],
+) -> tuple[Ids, Ids, Ids]: ...
+
+
+def sliding_windows(
+    histories: Histories,
+    length: int,
+    min_length: int = 3,
+    padding: str = "after",
+    *,
+    return_users: bool = False,
+) -> tuple[Ids, Ids] | tuple[Ids, Ids, Ids]:
     """For every movie but a user's first: the movies before it, and the movie itself.
 
     This is the shape of training data in the documented GRU4Rec recipe: one row a position.
@@ -129,10 +156,11 @@ def sliding_windows(
         length: how many previous movies a row holds at most.
         min_length: users with fewer movies than this give no rows; at least 2.
         padding: where short contexts get `PADDING_ID`: `"after"` or `"before"` the movies.
+        return_users: also return the row of `histories` (the user id) each window is from.
 
     Returns:
         `(n, length)` int32 contexts, oldest movie first, and `(n,)` int32 targets; the rows of
-        a user follow each other in time order.
+        a user follow each other in time order. With `return_users`, also `(n,)` int32.
 
     Raises:
         TypeError: `length` or `min_length` is not an integer.
@@ -153,7 +181,10 @@ def sliding_windows(
     contexts = _gather(
         histories.items, starts, targets, length, before=_is_before(padding, "sliding_windows")
     )
-    return contexts, histories.items[targets].astype(np.int32, copy=False)
+    movies = histories.items[targets].astype(np.int32, copy=False)
+    if return_users:
+        return contexts, movies, np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return contexts, movies
 
 
 @overload

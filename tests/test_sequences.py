@@ -117,6 +117,10 @@ class TestSlidingWindows:
         contexts, _ = sliding_windows(flat([[4, 5, 6]]), length=3, padding="before")
         assert contexts.tolist() == [[0, 0, 4], [0, 4, 5]]
 
+    def test_users_of_the_windows(self):
+        _, _, users = sliding_windows(flat([[1, 2, 3], [4], [5, 6, 7]]), 2, return_users=True)
+        assert users.tolist() == [1, 1, 3, 3]
+
     @given(LISTS, st.integers(1, 14), st.integers(2, 6), st.sampled_from(["before", "after"]))
     def test_same_as_slicing_lists(self, lists, length, min_length, padding):
         contexts, targets = sliding_windows(flat(lists), length, min_length, padding)
