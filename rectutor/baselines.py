@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -52,20 +53,7 @@ class Baseline:
             ValueError: there is nothing to fit on, or the catalogue is too large for a dense
                 item-item matrix.
         """
-        if not isinstance(split, Split):
-            raise TypeError(
-                f"{type(self).__name__}.fit got a {type(split).__name__}; give a Split, as "
-                "rectutor.splits.leave_one_out(ratings)"
-            )
-        parts = [split.train, split.validation] if include_validation else [split.train]
-        users = np.concatenate([part["user_id"].to_numpy(np.int64) for part in parts])
-        movies = np.concatenate([part["movie_id"].to_numpy(np.int64) for part in parts])
-        if len(users) == 0:
-            raise ValueError(f"{type(self).__name__}.fit got a split whose train part is empty")
-        self._fit(_interactions(users, movies, split.num_users, split.num_movies))
-        self._num_movies = split.num_movies
-        self.knows_validation = include_validation and len(split.validation) > 0
-        return self
+        return self._fit_counts(_Counts(split, include_validation))
 
     def __call__(self, queries: Queries) -> np.ndarray:
         """Score the catalogue, `(B, num_movies + 1)` float32, higher is better."""
@@ -84,7 +72,13 @@ class Baseline:
     def __repr__(self) -> str:
         return self.name
 
-    def _fit(self, interactions: csr_array) -> None:
+    def _fit_counts(self, counts: _Counts) -> Self:
+        self._fit(counts)
+        self._num_movies = counts.num_movies
+        self.knows_validation = counts.knows_validation
+        return self
+
+    def _fit(self, counts: _Counts) -> None:
         raise NotImplementedError
 
     def _score(self, queries: Queries, num_movies: int) -> np.ndarray:
@@ -100,8 +94,8 @@ class Popularity(Baseline):
 
     name = "popularity"
 
-    def _fit(self, interactions: csr_array) -> None:
-        self.counts = np.asarray(interactions.sum(axis=0), np.float32)
+    def _fit(self, counts: _Counts) -> None:
+        self.counts = np.asarray(counts.interactions.sum(axis=0), np.float32)
 
     def _score(self, queries: Queries, num_movies: int) -> np.ndarray:
         scores: np.ndarray = np.broadcast_to(self.counts, (len(queries), num_movies + 1))
@@ -129,6 +123,13 @@ class _ItemBased(Baseline):
         """What fitting depends on; two baselines with the same may share their weights."""
         return (type(self),)
 
+    def _share(self, fitted: _ItemBased) -> Self:
+        """Use what `fitted`, which differs in `tau` alone, has counted."""
+        self.weights = fitted.weights
+        self._num_movies = fitted._num_movies
+        self.knows_validation = fitted.knows_validation
+        return self
+
 
 class ItemKNN(_ItemBased):
     r"""Score a movie by its cosine similarity to the movies of the history.
@@ -152,8 +153,8 @@ class ItemKNN(_ItemBased):
         super().__init__(tau)
         self.name = "item kNN" if tau is None else f"item kNN, recency {tau:g}"
 
-    def _fit(self, interactions: csr_array) -> None:
-        gram = _gram(interactions)
+    def _fit(self, counts: _Counts) -> None:
+        gram = counts.gram.copy()
         norms = np.sqrt(np.maximum(np.diag(gram), 1.0))
         gram /= norms[:, None]
         gram /= norms
@@ -188,10 +189,10 @@ class EASE(_ItemBased):
         self.regularization = regularization
         self.name = f"EASE {regularization:g}" + ("" if tau is None else f", recency {tau:g}")
 
-    def _fit(self, interactions: csr_array) -> None:
+    def _fit(self, counts: _Counts) -> None:
         from scipy.linalg import lapack
 
-        gram = _gram(interactions)
+        gram = counts.gram.copy()
         gram[np.diag_indices_from(gram)] += self.regularization
         # G + lambda I is symmetric and positive definite: Cholesky, then the inverse from it.
         factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
@@ -226,21 +227,15 @@ def standard_baselines(split: Split) -> dict[str, Baseline]:
         Name to fitted recommender: popularity, item kNN and EASE, the last two also with recency
         weights.
     """
-    recent = EASE(1000.0, tau=3.0)
-    neighbours, shallow = ItemKNN(), EASE(200.0)
-    recent_neighbours = ItemKNN(tau=3.0)
-    for baseline in (neighbours, shallow, recent):
-        baseline.fit(split, include_validation=True)
-    _share_fit(neighbours, recent_neighbours)
-    rows: list[Baseline] = [
-        Popularity().fit(split, include_validation=True),
-        neighbours,
-        recent_neighbours,
-        shallow,
-        recent,
-    ]
-    names = ["popularity", "item kNN", "item kNN, recency", "EASE", "EASE, recency"]
-    return dict(zip(names, rows, strict=True))
+    counts = _Counts(split, include_validation=True)
+    neighbours = ItemKNN()._fit_counts(counts)
+    return {
+        "popularity": Popularity()._fit_counts(counts),
+        "item kNN": neighbours,
+        "item kNN, recency": ItemKNN(tau=3.0)._share(neighbours),
+        "EASE": EASE(200.0)._fit_counts(counts),
+        "EASE, recency": EASE(1000.0, tau=3.0)._fit_counts(counts),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,17 +278,17 @@ def choose(
     tried = list(ease_grid() if candidates is None else candidates)
     if not tried:
         raise ValueError("choose got no candidates; give at least one baseline")
+    counts = _Counts(split)
     fitted: dict[tuple[object, ...], _ItemBased] = {}
     results = []
     for candidate in tried:
-        if isinstance(candidate, _ItemBased):
-            key = candidate._settings()
-            if key in fitted:
-                _share_fit(fitted[key], candidate)
-            else:
-                fitted[key] = candidate.fit(split)
+        settings = candidate._settings() if isinstance(candidate, _ItemBased) else ()
+        if isinstance(candidate, _ItemBased) and settings in fitted:
+            candidate._share(fitted[settings])
         else:
-            candidate.fit(split)
+            candidate._fit_counts(counts)
+        if isinstance(candidate, _ItemBased):
+            fitted[settings] = candidate
         results.append(evaluate(candidate, split, k, on="validation", num_resamples=1))
     if metric not in results[0].metrics:
         raise ValueError(f"metric={metric!r}; choose by one of {list(results[0].metrics)}")
@@ -349,37 +344,49 @@ def weighted_histories(queries: Queries, num_movies: int, tau: float | None = No
     )
 
 
-def _interactions(
-    users: np.ndarray, movies: np.ndarray, num_users: int, num_movies: int
-) -> csr_array:
-    """The binary users × movies matrix, sparse, `(num_users + 1, num_movies + 1)`."""
-    from scipy.sparse import csr_array
+class _Counts:
+    """What the baselines count, once for all that are fitted to the same interactions.
 
-    matrix = csr_array(
-        (np.ones(len(users)), (users, movies)), shape=(num_users + 1, num_movies + 1)
-    )
-    matrix.sum_duplicates()
-    matrix.data[:] = 1.0
-    return matrix
+    Attributes:
+        interactions: the binary users × movies matrix, sparse, `(num_users + 1, num_movies + 1)`.
+        num_movies: the size of the catalogue.
+        knows_validation: whether the validation part is counted as well.
+    """
 
+    def __init__(self, split: Split, include_validation: bool = False) -> None:
+        from scipy.sparse import csr_array
 
-def _gram(interactions: csr_array) -> np.ndarray:
-    """How many users have watched both movies, for every two; dense."""
-    size = interactions.shape[1]
-    if size > _MOST_MOVIES + 1:
-        raise ValueError(
-            f"{size - 1:,} movies need a dense item-item matrix of {size**2 * 8 / 1e9:.0f} GB; "
-            f"keep at most {_MOST_MOVIES:,}, say the most watched, or use Popularity"
+        if not isinstance(split, Split):
+            raise TypeError(
+                f"a baseline got a {type(split).__name__} to fit; give a Split, as "
+                "rectutor.splits.leave_one_out(ratings)"
+            )
+        parts = [split.train, split.validation] if include_validation else [split.train]
+        users = np.concatenate([part["user_id"].to_numpy(np.int64) for part in parts])
+        movies = np.concatenate([part["movie_id"].to_numpy(np.int64) for part in parts])
+        if len(users) == 0:
+            raise ValueError("a baseline got a split whose train part is empty; give more data")
+        self.interactions = csr_array(
+            (np.ones(len(users)), (users, movies)),
+            shape=(split.num_users + 1, split.num_movies + 1),
         )
-    gram: np.ndarray = (interactions.T @ interactions).toarray()
-    return gram
+        self.interactions.sum_duplicates()
+        self.interactions.data[:] = 1.0
+        self.num_movies = split.num_movies
+        self.knows_validation = include_validation and len(split.validation) > 0
 
-
-def _share_fit(fitted: _ItemBased, other: _ItemBased) -> None:
-    """Let `other`, which differs in `tau` alone, use what `fitted` has counted."""
-    other.weights = fitted.weights
-    other._num_movies = fitted._num_movies
-    other.knows_validation = fitted.knows_validation
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """How many users have watched both movies, for every two; dense."""
+        size = self.num_movies + 1
+        if self.num_movies > _MOST_MOVIES:
+            raise ValueError(
+                f"{self.num_movies:,} movies need a dense item-item matrix of "
+                f"{size**2 * 8 / 1e9:.0f} GB; keep at most {_MOST_MOVIES:,}, say the most "
+                "watched, or use Popularity"
+            )
+        gram: np.ndarray = (self.interactions.T @ self.interactions).toarray()
+        return gram
 
 
 def _is_number(value: object) -> bool:

@@ -70,6 +70,7 @@ class Queries:
     def batches(self, batch_size: int) -> Iterator[Queries]:
         """The same queries, at most `batch_size` at a time."""
         offsets = self.histories.offsets
+        _check_count(batch_size, "batch_size")
         for start in range(0, len(self), batch_size):
             bounds = offsets[start : start + batch_size + 1]
             items = self.histories.items[bounds[0] : bounds[-1]]
@@ -362,15 +363,7 @@ def queries_for(split: Split, on: str = "test", user_ids: Any = None) -> Queries
             )
     parts = [split.train] if on == "validation" else [split.train, split.validation]
     known = pd.concat([part for part in parts if len(part)] or parts[:1])
-    users = known["user_id"].to_numpy()
-    keys = [known["timestamp"].to_numpy()] if "timestamp" in known.columns else []
-    order = np.lexsort((*keys, users))
-    items = known["movie_id"].to_numpy()[order].astype(np.int32)
-    starts, ends = (np.searchsorted(users[order], wanted, side) for side in ("left", "right"))
-    lengths = ends - starts
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    flat = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    return Queries(wanted.astype(np.int32), Histories(items[flat], offsets))
+    return Queries(wanted.astype(np.int32), _by_user(known, wanted))
 
 
 def recommend(
@@ -456,40 +449,26 @@ def evaluate(
             interactions, or the recommender was fitted on what it is asked.
         TypeError: `recommender` cannot be called.
     """
-    if not callable(recommender):
+    _check_recommender(recommender, on)
+    if not isinstance(split, Split):
         raise TypeError(
-            f"recommender is a {type(recommender).__name__}, which cannot be called; give a "
-            "function of queries, or a fitted baseline"
+            f"evaluate got a {type(split).__name__} for split; give a Split, as "
+            "rectutor.splits.leave_one_out(ratings)"
         )
-    if on == "validation" and getattr(recommender, "knows_validation", False):
-        raise ValueError(
-            f"{_name(recommender)} was fitted on train and validation, so it has seen the "
-            "validation targets; fit it with include_validation=False"
-        )
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples={num_resamples}; give at least 1")
+    _check_count(num_resamples, "num_resamples")
     queries = queries_for(split, on)
-    target = _target(split, on)
-    users, movies = _distinct_pairs(target, split.num_movies)
-    row_starts = np.searchsorted(users, queries.user_ids)
-    row_ends = np.searchsorted(users, queries.user_ids, side="right")
-    lists, hits = [], []
-    seen_targets = 0
-    start = 0
-    for batch in queries.batches(batch_size):
+    targets = Queries(queries.user_ids, _by_user(_target(split, on), queries.user_ids))
+    lists, hits, num_targets, num_seen = [], [], [], 0
+    for batch, asked in zip(queries.batches(batch_size), targets.batches(batch_size), strict=True):
         scores = _allowed_scores(recommender, batch, k, exclude_seen, split.num_movies)
-        stop = start + len(batch)
-        these = slice(row_starts[start], row_ends[stop - 1])
         is_target = np.zeros(scores.shape, bool)
-        rows = np.repeat(np.arange(len(batch)), (row_ends - row_starts)[start:stop])
-        is_target[rows, movies[these]] = True
-        if exclude_seen:
-            seen_targets += int(np.isneginf(scores[is_target]).sum())
+        is_target[np.repeat(np.arange(len(asked)), asked.lengths), asked.histories.items] = True
         best = _top_k(scores, k, is_target)
         lists.append(best)
-        hits.append(np.take_along_axis(is_target, best, axis=1) & (best != PADDING_ID))
-        start = stop
-    per_user = _metrics(np.concatenate(hits), row_ends - row_starts)
+        hits.append(np.take_along_axis(is_target, best, axis=1))
+        num_targets.append(is_target.sum(axis=1))
+        num_seen += int(np.isneginf(scores[is_target]).sum())
+    per_user = _metrics(np.concatenate(hits), np.concatenate(num_targets))
     recommendations = np.concatenate(lists)
     means = _intervals(np.stack(list(per_user.values()), axis=1), num_resamples, seed)
     coverage = _coverage(recommendations, split.num_movies, num_resamples, seed)
@@ -500,7 +479,7 @@ def evaluate(
         user_ids=queries.user_ids,
         per_user=per_user,
         recommendations=recommendations,
-        num_seen_targets=seen_targets,
+        num_seen_targets=num_seen,
         on=on,
     )
 
@@ -560,11 +539,35 @@ def _target(split: Split, on: str) -> pd.DataFrame:
     return split.test if on == "test" else split.validation
 
 
-def _distinct_pairs(target: pd.DataFrame, num_movies: int) -> tuple[np.ndarray, np.ndarray]:
-    """The (user, movie) pairs of `target`, each once, by user."""
-    users = target["user_id"].to_numpy().astype(np.int64)
-    pairs = np.unique(users * (num_movies + 1) + target["movie_id"].to_numpy())
-    return pairs // (num_movies + 1), pairs % (num_movies + 1)
+def _by_user(interactions: pd.DataFrame, wanted: np.ndarray) -> Histories:
+    """The movies of each wanted user in time order; row `b`, by position, is `wanted[b]`'s."""
+    users = interactions["user_id"].to_numpy()
+    times = [interactions["timestamp"].to_numpy()] if "timestamp" in interactions.columns else []
+    order = np.lexsort((*times, users))
+    users = users[order]
+    starts = np.searchsorted(users, wanted)
+    lengths = np.searchsorted(users, wanted, side="right") - starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return Histories(interactions["movie_id"].to_numpy()[order][at].astype(np.int32), offsets)
+
+
+def _check_recommender(recommender: Any, on: str) -> None:
+    if not callable(recommender):
+        raise TypeError(
+            f"recommender is a {type(recommender).__name__}, which cannot be called; give a "
+            "function of queries, or a fitted baseline"
+        )
+    if on == "validation" and getattr(recommender, "knows_validation", False):
+        raise ValueError(
+            f"{_name(recommender)} was fitted on train and validation, so it has seen the "
+            "validation targets; fit it with include_validation=False"
+        )
+
+
+def _check_count(value: Any, name: str) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name}={value!r}; give a whole number from 1")
 
 
 def _allowed_scores(
@@ -574,59 +577,67 @@ def _allowed_scores(
     exclude_seen: bool,
     num_movies: int | None = None,
 ) -> np.ndarray:
-    """Scores as floats `(B, num_movies + 1)` of our own, -inf only for what may not be chosen."""
-    scores = _to_numpy(recommender(queries))
-    width = scores.shape[-1] - 1 if num_movies is None and scores.ndim else num_movies
-    if scores.shape != (len(queries), (width or 0) + 1):
-        expected = "num_movies" if width is None or num_movies is None else f"{num_movies}"
+    """Scores as floats `(B, num_movies + 1)` of our own, -inf only for what may not be chosen.
+
+    Without `num_movies` the recommender decides how many columns there are.
+    """
+    name = _name(recommender)
+    scores = _to_numpy(recommender(queries), name)
+    width = "num_movies + 1" if num_movies is None else f"{num_movies} + 1"
+    if (
+        scores.ndim != 2
+        or len(scores) != len(queries)
+        or scores.shape[1] < 2
+        or (num_movies is not None and scores.shape[1] != num_movies + 1)
+    ):
         raise ValueError(
-            f"{_name(recommender)} returned scores of shape {scores.shape} for {len(queries)} "
-            f"queries; expected ({len(queries)}, {expected} + 1), one row a query, one column a "
-            "movie id, column 0 for padding"
+            f"{name} returned scores of shape {scores.shape} for {len(queries)} queries; expected "
+            f"({len(queries)}, {width}): one row a query, one column a movie id, column 0 for "
+            "padding"
         )
-    num_movies = scores.shape[1] - 1
-    if not isinstance(k, int | np.integer) or not 1 <= k <= num_movies:
+    catalogue = scores.shape[1] - 1
+    if not isinstance(k, int | np.integer) or not 1 <= k <= catalogue:
         raise ValueError(
-            f"k={k!r}; give a whole number from 1 to {num_movies}, the size of the catalogue"
+            f"k={k!r}; give a whole number from 1 to {catalogue}, the size of the catalogue"
         )
     scores[:, PADDING_ID] = 0.0
     undefined = np.isnan(scores.max(axis=1))
     if undefined.any():
         row = int(undefined.argmax())
-        movie = int(np.isnan(scores[row]).argmax())
         raise ValueError(
-            f"{_name(recommender)} scored movie {movie} NaN for user {queries.user_ids[row]}; "
-            "look for a division by zero or a diverged training"
+            f"{name} scored movie {int(np.isnan(scores[row]).argmax())} NaN for user "
+            f"{queries.user_ids[row]}; look for a division by zero or a diverged training"
         )
     np.maximum(scores, np.finfo(scores.dtype).min, out=scores)
     scores[:, PADDING_ID] = -np.inf
     if exclude_seen:
         seen = queries.histories.items
-        if len(seen) and seen.max() > num_movies:
+        if len(seen) and not 0 <= seen.min() <= seen.max() <= catalogue:
             raise ValueError(
-                f"a history holds movie {seen.max()}, but {_name(recommender)} scores only "
-                f"{num_movies} movies; give one column for each movie of the catalogue"
+                f"a history holds movie {seen.min() if seen.min() < 0 else seen.max()}, but {name} "
+                f"scores movies 1 to {catalogue}; give one column for each movie of the catalogue"
             )
         scores[np.repeat(np.arange(len(queries)), queries.lengths), seen] = -np.inf
     return scores
 
 
-def _to_numpy(scores: Any) -> np.ndarray:
+def _to_numpy(scores: Any, name: str) -> np.ndarray:
     """A float array that we may write to, from an array or a tensor of any backend."""
     if hasattr(scores, "detach"):  # PyTorch: off the graph and the accelerator
         scores = scores.detach().cpu()
-        if not scores.dtype.is_floating_point or scores.dtype.itemsize < 4:
-            scores = scores.float()
-    array = np.asarray(scores)
-    if array.dtype not in (np.float32, np.float64):
-        try:
-            return array.astype(np.float64 if array.dtype.kind in "biu" else np.float32)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"the recommender returned {type(scores).__name__} of {array.dtype}, which are no "
-                "scores; return an array of floats (B, num_movies + 1)"
-            ) from error
-    return np.array(array)
+        scores = scores if scores.element_size() > 2 else scores.float()  # NumPy has no bfloat16
+    try:
+        array = np.asarray(scores)
+        if array.dtype.kind not in "fiubV":  # V: JAX's and TensorFlow's bfloat16
+            raise TypeError(f"dtype {array.dtype}")
+        if array.dtype in (np.float32, np.float64):
+            return np.array(array)
+        return array.astype(np.float64 if array.dtype.kind in "iub" else np.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} returned a {type(scores).__name__} that is no table of scores ({error}); "
+            "return floats (B, num_movies + 1)"
+        ) from error
 
 
 def _top_k(scores: np.ndarray, k: int, put_last: np.ndarray | None = None) -> np.ndarray:
