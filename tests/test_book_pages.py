@@ -19,7 +19,7 @@ HTML = ROOT / "_build" / "html"
 #: Marks of Markdown, MyST or reStructuredText that a reader should never see.
 MARKUP = re.compile(
     r":::|```|\{(?:cite|ref|doc|term|admonition|exercise|solution)[\w:-]*\}|\(\w[\w-]*-c\d+\)="
-    r"|:label:|\]\(\w|^#{2,} |<module '|<keras\.|\bNaN\b|\bTraceback\b",
+    r"|:label:|\]\(\w|^#{2,} |<module '|<keras\.|\bTraceback\b",
     re.MULTILINE,
 )
 

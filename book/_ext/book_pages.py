@@ -4,6 +4,7 @@
 - On every chapter: "Open in Colab", the notebook and the script to download, in the page and in the
   header's menu; "suggest edit" leads to the script, which is the chapter's source.
 - No request to another host: scripts the book has no use for are taken out.
+- Roles that assistive technology would stumble over are taken off.
 """
 
 from __future__ import annotations
@@ -149,9 +150,26 @@ def drop_unused_scripts(
         ]
 
 
+def repair_roles(
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
+) -> None:
+    """Take ARIA roles off the bibliography that docutils puts where they may not stand."""
+    if "body" in context:
+        context["body"] = (
+            context["body"]
+            .replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+            .replace(' role="doc-biblioentry"', "")
+        )
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to Sphinx; the theme's own handlers run at priority 500 and 501."""
     app.connect("html-page-context", add_notebook_buttons, priority=502)
+    app.connect("html-page-context", repair_roles, priority=503)
     app.connect("html-page-context", drop_unused_scripts, priority=900)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", copy_scripts)

@@ -30,16 +30,17 @@ MODES = ("light", "dark")
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
 
-#: Elements that reach beyond the right edge, not counting those in a box that scrolls.
+#: Parts of the text that reach beyond the right edge, not counting those in a box that scrolls.
 TOO_WIDE = """() => {
-  const clipped = (e) => {
-    for (let p = e.parentElement; p && p !== document.body; p = p.parentElement)
-      if (/auto|scroll|hidden/.test(getComputedStyle(p).overflowX)) return true;
+  const article = document.querySelector('.bd-article-container');
+  const scrolls = (e) => {
+    for (let p = e; p && p !== article; p = p.parentElement)
+      if (/auto|scroll/.test(getComputedStyle(p).overflowX)) return true;
     return false;
   };
-  return [...document.querySelectorAll('.bd-main *')]
+  return [...article.querySelectorAll('*:not(mjx-assistive-mml, mjx-assistive-mml *)')]
     .filter(e => e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1)
-    .filter(e => !clipped(e)).slice(0, 5)
+    .filter(e => !scrolls(e)).slice(0, 5)
     .map(e => `${e.tagName.toLowerCase()}.${e.className}`);
 }"""
 
@@ -79,7 +80,8 @@ def watch(page: Page, site: str, visit: Visit) -> None:
 
 def violations(page: Page) -> list[str]:
     """What axe-core finds serious or critical: rule, and the first element."""
-    report = Axe().run(page, options={"resultTypes": ["violations"]})
+    # preload: axe would fetch the style sheets again, from the wrong folder
+    report = Axe().run(page, options={"resultTypes": ["violations"], "preload": False})
     return [
         f"{rule['id']} ({rule['impact']}, {len(rule['nodes'])} times): {rule['nodes'][0]['html']}"
         f" {rule['nodes'][0].get('failureSummary', '')}"
@@ -212,8 +214,9 @@ def test_chapter_opens_in_colab_and_downloads(name: str, site: str, chromium: Br
     page.goto(f"{site}{name}.html")
     links = page.eval_on_selector_all("a", "links => links.map(a => a.href)")
     shown = page.eval_on_selector_all(".page-actions a", "links => links.map(a => a.href)")
-    script = page.request.get(next(link for link in shown if link.endswith(".py"))).text()
-    notebook = page.request.get(next(link for link in shown if link.endswith(".ipynb"))).json()
+    own = [link for link in shown if link.startswith(site)]
+    script = page.request.get(next(link for link in own if link.endswith(".py"))).text()
+    notebook = page.request.get(next(link for link in own if link.endswith(".ipynb"))).json()
     page.close()
 
     where = f"{place['repository']}/blob/{place['branch']}/{name}.ipynb"
