@@ -60,7 +60,8 @@ _OCCUPATIONS_1M = (
     "writer",
 )
 
-_YEAR = re.compile(r"\(([0-9]{4})\)\s*$")
+_TEXT = {"title", "genres", "year", "gender", "occupation", "zip_code"}
+_YEAR = re.compile(r"\(([0-9]{4})\)(?:\s*\([A-Z]+\))?\s*$")
 
 
 class Tables(NamedTuple):
@@ -154,7 +155,7 @@ def _rows_of(frame: pd.DataFrame, key: str, values: np.ndarray) -> pd.DataFrame:
 
 
 def _read(text: bytes, names: list[str], *, separator: str, header: int | None = None) -> Any:
-    """Parse delimited text; every field stays as it is written."""
+    """Parse delimited text; fields of `_TEXT` stay as they are written, leading zeros and all."""
     return pd.read_csv(
         io.BytesIO(text),
         sep=separator,
@@ -162,6 +163,7 @@ def _read(text: bytes, names: list[str], *, separator: str, header: int | None =
         names=names,
         quoting=3,
         keep_default_na=False,
+        dtype={name: "str" for name in names if name in _TEXT},
         encoding="latin-1" if header is None else "utf-8",
     )
 
@@ -241,9 +243,9 @@ def parse_recbole(members: dict[str, bytes]) -> Tables:
     )
     titles = items["title"].astype("str").str.strip()
     years = items["year"].astype("str").str.strip()
-    titles = titles.where(~years.str.fullmatch(r"\d{4}"), titles + " (" + years + ")")
-    # One movie has neither title nor year; RecBole spells its placeholder differently.
-    titles = titles.replace({"unkonwn": "unknown"})
+    # One movie has neither title nor year; RecBole spells the placeholder its own way. The last
+    # brackets of another hold no year but "V", for video.
+    titles = (titles + " (" + years + ")").replace({"unkonwn (unkonwn)": "unknown"})
     users = _read(
         members["ml-100k.user"],
         ["user", "age", "gender", "occupation", "zip_code"],

@@ -1,0 +1,229 @@
+"""Batches: the same ones in the same order with TensorFlow and without."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from rectutor import data
+
+
+def as_lists(dataset):
+    """The batches of one pass, as plain lists."""
+
+    def plain(part):
+        if isinstance(part, dict):
+            return {name: plain(value) for name, value in part.items()}
+        if isinstance(part, tuple):
+            return [plain(value) for value in part]
+        return np.asarray(part).tolist()
+
+    return [plain(batch) for batch in dataset]
+
+
+X = np.arange(10)
+
+
+def test_batches_keep_the_order_of_the_rows_and_the_last_one_is_short():
+    batches = data.batches(X, X * 2, batch_size=4)
+    assert len(batches) == 3
+    assert as_lists(batches) == [
+        [[0, 1, 2, 3], [0, 2, 4, 6]],
+        [[4, 5, 6, 7], [8, 10, 12, 14]],
+        [[8, 9], [16, 18]],
+    ]
+    assert as_lists(batches) == as_lists(batches)
+
+
+def test_x_alone_is_a_tuple_of_one():
+    assert as_lists(data.batches(X, batch_size=10)) == [[list(range(10))]]
+
+
+def test_tuples_dicts_and_weights_are_cut_alike():
+    x = {"user": X, "pair": (X + 1, np.stack([X, X], axis=1))}
+    (batch,) = as_lists(data.batches(x, X * 0.5, X * 3, batch_size=20))
+    assert batch[0]["user"] == X.tolist()
+    assert batch[0]["pair"] == [(X + 1).tolist(), [[k, k] for k in range(10)]]
+    assert batch[1:] == [(X * 0.5).tolist(), (X * 3).tolist()]
+
+
+def test_every_row_comes_once_a_pass_with_its_own_target():
+    batches = data.batches(X, X * 2, batch_size=3, shuffle=True, seed=1)
+    for _ in range(3):
+        rows = [(a, b) for x, y in as_lists(batches) for a, b in zip(x, y, strict=True)]
+        assert sorted(rows) == [(k, 2 * k) for k in range(10)]
+
+
+def test_each_pass_has_an_order_of_its_own_that_the_seed_decides():
+    def passes(seed):
+        batches = data.batches(X, batch_size=5, shuffle=True, seed=seed)
+        return [as_lists(batches) for _ in range(3)]
+
+    assert passes(1) == passes(1)
+    assert passes(1) != passes(2)
+    first, second, third = passes(1)
+    assert first != second != third != first
+
+
+def test_the_arrays_are_not_changed_and_lists_and_columns_serve():
+    import pandas as pd
+
+    frame = pd.DataFrame({"a": X, "b": X / 2})
+    batches = data.batches((frame["a"], [str(k) for k in X]), frame["b"], batch_size=10)
+    (batch,) = as_lists(batches)
+    assert batch[0][0] == X.tolist()
+    assert batch[1] == (X / 2).tolist()
+
+
+SCRIPT = """
+import json, sys
+if "{block}":
+    sys.modules["tensorflow"] = None
+import numpy as np
+import keras
+from rectutor import data
+
+keras.utils.set_random_seed(0)
+
+
+class Spy(keras.layers.Layer):
+    "Remembers, as a weight, a number that depends on the order of the rows."
+
+    def build(self, shape):
+        self.state = self.add_weight(shape=(), initializer="zeros", trainable=False)
+        self.kernel = self.add_weight(shape=(1,), initializer="zeros")
+
+    def call(self, x, training=False):
+        if training:
+            place = keras.ops.cast(keras.ops.arange(keras.ops.shape(x)[0]), "float32")
+            self.state.assign(self.state * 0.5 + keras.ops.sum(x[:, 0] * (place + 1.0)))
+        return x * self.kernel
+
+
+def plain(part):
+    if isinstance(part, dict):
+        return {{k: plain(v) for k, v in part.items()}}
+    if isinstance(part, tuple):
+        return [plain(v) for v in part]
+    return np.asarray(part).tolist()
+
+
+n = 23
+x = {{"a": np.arange(n), "b": (np.arange(n) / 2, np.arange(2 * n).reshape(n, 2))}}
+passes = data.batches(x, np.arange(n), np.ones(n), batch_size=5, shuffle=True, seed=3)
+listed = [[plain(batch) for batch in passes] for _ in range(3)]
+fixed = [plain(batch) for batch in data.batches(x, batch_size=7)]
+
+model = keras.Sequential([Spy()])
+model.compile("sgd", "mse")
+rows = np.arange(n, dtype="float32")[:, None]
+train = data.batches(rows, rows, batch_size=5, shuffle=True, seed=3)
+model.fit(train, epochs=3, validation_data=data.batches(rows, rows, batch_size=9), verbose=0)
+state = float(model.layers[0].state)
+predicted = model.predict(data.batches(rows, batch_size=4), verbose=0)[:, 0].tolist()
+print(json.dumps([type(train).__name__, keras.backend.backend(), listed, fixed, state, predicted]))
+"""
+
+
+def run_script(backend, block):
+    environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    script = textwrap.dedent(SCRIPT).format(block="yes" if block else "")
+    command = [sys.executable, "-W", "error:.*shuffle.*:UserWarning", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.fixture(scope="module")
+def with_tensorflow():
+    pytest.importorskip("tensorflow")
+    return run_script("jax", block=False)[0]
+
+
+@pytest.mark.slow
+def test_without_tensorflow_the_batches_and_their_order_are_the_same(with_tensorflow):
+    """Read directly, and by `fit` on an unbuilt model, which asks in an order of its own."""
+    (kind, _, *without), _ = run_script("jax", block=True)
+    assert kind == "Batches"
+    assert with_tensorflow[0] != kind
+    assert without[:2] == with_tensorflow[2:4]
+    assert without[2] == pytest.approx(with_tensorflow[4], rel=1e-6)
+    assert without[3] == pytest.approx(with_tensorflow[5], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "torch"])
+def test_the_batches_are_the_same_on_every_backend(with_tensorflow, backend):
+    pytest.importorskip(backend)
+    (_, name, *found), _ = run_script(backend, block=False)
+    assert name == backend
+    assert found[:2] == with_tensorflow[2:4]
+    assert found[2] == pytest.approx(with_tensorflow[4], rel=1e-6)
+
+
+def test_a_data_set_without_tensorflow_can_be_indexed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    batches = data.batches(X, X, batch_size=4)
+    assert len(batches) == 3
+    assert [len(batches[k][0]) for k in range(3)] == [4, 4, 2]
+    with pytest.raises(IndexError, match="batch 3 of 3"):
+        batches[3]
+    with pytest.raises(IndexError):
+        batches[-1]
+
+
+def test_without_tensorflow_an_epoch_is_served_in_order_whatever_is_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    batches = data.batches(X, batch_size=4)
+    batches.on_epoch_begin()
+    served = [batches[k][0].tolist() for k in (2, 0, 1)]
+    batches.on_epoch_end()
+    assert served == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert batches[2][0].tolist() == [8, 9]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((None,), {}, TypeError, "x is None"),
+        ((np.zeros((0, 3)),), {}, ValueError, "x has no rows"),
+        ((5,), {}, TypeError, "x must be an array with a row an example.*not 5"),
+        (("text",), {}, TypeError, "x must be an array.*'text'"),
+        (([[1, 2], [3]],), {}, TypeError, "x cannot be made an array"),
+        ((np.array([{}, {}], dtype=object),), {}, TypeError, r"object of shape \(2,\)"),
+        ((({"a": X, "b": None},)), {}, TypeError, r"x\['b'\] must be an array.*None"),
+        (((X, (X, object())),), {}, TypeError, r"x\[1\]\[1\]"),
+        (((),), {}, ValueError, "x is empty"),
+        (({},), {}, ValueError, "x is empty"),
+        ((X, X[:-1]), {}, ValueError, r"same number of rows; there are \{'x': 10, 'y': 9\}"),
+        ((({"a": X, "b": X[:2]}),), {}, ValueError, r"\"x\['a'\]\": 10, \"x\['b'\]\": 2"),
+        ((X, X, X[:3]), {}, ValueError, "'sample_weight': 3"),
+        ((X, None, X), {}, ValueError, "sample_weight is given without y"),
+        ((X,), {"batch_size": 0}, ValueError, "batch_size=0: it must be at least 1"),
+        ((X,), {"batch_size": -4}, ValueError, "batch_size=-4"),
+        ((X,), {"batch_size": 2.5}, TypeError, "batch_size must be an integer, not 2.5"),
+        ((X,), {"batch_size": "8"}, TypeError, "batch_size must be an integer, not '8'"),
+        ((X,), {"seed": -1}, ValueError, "seed=-1"),
+        ((X,), {"seed": None}, TypeError, "seed must be an integer, not None"),
+        ((X,), {"shuffle": 1}, TypeError, "shuffle must be True or False, not 1"),
+    ],
+)
+def test_batches_refuse_what_they_cannot_cut(arguments, options, error, words):
+    with pytest.raises(error, match=words):
+        data.batches(*arguments, **({"batch_size": 4} | options))
+
+
+def test_importing_tensorflow_for_batches_writes_nothing():
+    pytest.importorskip("tensorflow")
+    code = (
+        "import numpy as np; from rectutor import data\n"
+        "print(len(list(data.batches(np.arange(9), batch_size=4, shuffle=True))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert (done.stdout, done.stderr) == ("3\n", "")
