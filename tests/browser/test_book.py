@@ -106,7 +106,8 @@ def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
             )
             page = context.new_page()
             watch(page, site, seen)
-            page.goto(f"{site}{name}.html", wait_until="networkidle")
+            page.goto(f"{site}{name}.html")
+            page.evaluate("window.MathJax?.startup?.promise")
             seen.violations[mode] = violations(page)
             if mode == "light":
                 for size in (DESK, PHONE):
@@ -162,7 +163,7 @@ def test_images_and_formulas_are_drawn(name: str, visited: Callable[[str], Visit
 @pytest.mark.parametrize("words", ["NDCG", "log-Q"])
 def test_search_finds(words: str, site: str, chromium: Browser) -> None:
     page = chromium.new_page()
-    page.goto(f"{site}search.html?q={words}", wait_until="networkidle")
+    page.goto(f"{site}search.html?q={words}")
     page.wait_for_selector("#search-results ul.search li a", timeout=20_000)
     found = page.eval_on_selector_all(
         "#search-results ul.search li a", "links => links.map(a => a.pathname)"
@@ -174,7 +175,7 @@ def test_search_finds(words: str, site: str, chromium: Browser) -> None:
 
 def test_search_box_leads_to_results(site: str, chromium: Browser) -> None:
     page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
-    page.goto(f"{site}index.html", wait_until="networkidle")
+    page.goto(f"{site}index.html")
     page.keyboard.press("Control+k")
     page.keyboard.type("catalogue")
     page.keyboard.press("Enter")
@@ -184,7 +185,7 @@ def test_search_box_leads_to_results(site: str, chromium: Browser) -> None:
 
 def test_dark_mode_toggles(site: str, chromium: Browser) -> None:
     page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
-    page.goto(f"{site}book/intro.html", wait_until="networkidle")
+    page.goto(f"{site}book/intro.html")
     colours = {}
     for _ in range(3):
         page.click(".theme-switch-button:visible")
@@ -198,11 +199,11 @@ def test_dark_mode_toggles(site: str, chromium: Browser) -> None:
 def test_dark_mode_lasts_to_the_next_page(site: str, chromium: Browser) -> None:
     context = chromium.new_context(viewport=DESK)  # type: ignore[arg-type]
     page = context.new_page()
-    page.goto(f"{site}book/intro.html", wait_until="networkidle")
+    page.goto(f"{site}book/intro.html")
     while page.evaluate("document.documentElement.dataset.mode") != "dark":
         page.click(".theme-switch-button:visible")
     page.click("a.right-next")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_url("**/book/getting_started.html")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     context.close()
 
@@ -229,7 +230,7 @@ def test_chapter_opens_in_colab_and_downloads(name: str, site: str, chromium: Br
 
 def test_solutions_are_folded_and_open(site: str, chromium: Browser) -> None:
     page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
-    page.goto(f"{site}{CHAPTERS[0]}.html", wait_until="networkidle")
+    page.goto(f"{site}{CHAPTERS[0]}.html")
     inside = page.locator("div.solution.dropdown > section, div.solution.dropdown > div").first
     assert not inside.is_visible()
     page.locator("div.solution.dropdown button.toggle-button").first.click()
