@@ -267,12 +267,13 @@ class Comparison:
             The `Difference`, whose text is a sentence.
 
         Raises:
-            KeyError: no model of that name.
-            ValueError: no such metric, or one that is not a mean over users (coverage).
+            ValueError: no model of that name, no such metric, or one that is not a mean over users
+                (coverage).
         """
+        _check_count(num_resamples, "num_resamples")
         for name in (a, b):
             if name not in self.evaluations:
-                raise KeyError(f"no model {name!r} here; there are {list(self.evaluations)}")
+                raise ValueError(f"no model {name!r} here; there are {list(self.evaluations)}")
         first, second = self.evaluations[a], self.evaluations[b]
         if metric not in first.per_user:
             raise ValueError(f"metric={metric!r}; compare by one of {list(first.per_user)}")
@@ -280,7 +281,7 @@ class Comparison:
         resampled = _resampled_means(gaps[:, None], num_resamples, seed)[:, 0]
         resampled[np.abs(resampled) < 1e-12] = 0.0  # what is left of rounding is a tie
         low, high = np.quantile(resampled, _LEVEL)
-        ahead = np.mean(resampled > 0) + np.mean(resampled == 0) / 2
+        ahead = float(np.mean(resampled > 0) + np.mean(resampled == 0) / 2)
         return Difference(
             a, b, _heading(metric, first.k), gaps.mean().item(), float(low), float(high), ahead
         )

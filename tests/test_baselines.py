@@ -1,0 +1,260 @@
+"""The baselines compute what their papers say, from the past only."""
+
+import os
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+
+from rectutor import baselines
+from rectutor.baselines import (
+    EASE,
+    ItemKNN,
+    Popularity,
+    choose,
+    ease_grid,
+    standard_baselines,
+    weighted_histories,
+)
+from rectutor.data import load_movielens, synthetic
+from rectutor.evaluation import Queries, compare, evaluate, queries_for
+from rectutor.sequences import Histories
+from rectutor.splits import Split, leave_one_out
+
+
+def frame(rows):
+    ratings = pd.DataFrame(rows, columns=["user_id", "movie_id"]).astype(np.int32)
+    return ratings.assign(timestamp=np.arange(len(rows)))
+
+
+def queries_of(*rows):
+    items = np.array([movie for row in rows for movie in row], np.int32)
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    return Queries(np.arange(1, len(rows) + 1, dtype=np.int32), Histories(items, offsets))
+
+
+@pytest.fixture(scope="module")
+def made_up():
+    return leave_one_out(synthetic(120, 60, 3_000, seed=0).ratings, num_users=120, num_movies=60)
+
+
+@st.composite
+def splits(draw):
+    pairs = draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=25))
+    train = frame(pairs)
+    return Split(train, train.iloc[:0], train.iloc[:0], num_users=5, num_movies=8)
+
+
+def binary(split):
+    matrix = np.zeros((split.num_users + 1, split.num_movies + 1))
+    matrix[split.train["user_id"], split.train["movie_id"]] = 1.0
+    return matrix
+
+
+histories = st.lists(st.lists(st.integers(1, 8), max_size=6), min_size=1, max_size=4)
+
+
+def test_popularity_counts_users_and_not_repeats():
+    split = Split(frame([(1, 2), (1, 2), (2, 2), (2, 3)]), *[frame([])] * 2, 2, 4)
+    scores = Popularity().fit(split)(queries_of([1], []))
+    assert scores.tolist() == [[0, 0, 2, 1, 0]] * 2
+
+
+@given(splits(), histories)
+def test_item_knn_is_the_cosine_of_the_definition(split, rows):
+    interactions = binary(split)
+    expected = np.zeros((9, 9))
+    for i in range(9):
+        for j in range(9):
+            a, b = interactions[:, i], interactions[:, j]
+            if i != j and a.any() and b.any():
+                expected[i, j] = a @ b / np.sqrt((a @ a) * (b @ b))
+    model = ItemKNN().fit(split)
+    np.testing.assert_allclose(model.weights, expected, atol=1e-6)
+    history = np.zeros((len(rows), 9))
+    for row, movies in enumerate(rows):
+        history[row, movies] = 1.0
+    np.testing.assert_allclose(model(queries_of(*rows)), history @ expected, atol=1e-5)
+
+
+@given(splits(), st.sampled_from([0.5, 10.0, 200.0]))
+def test_ease_is_the_closed_form_of_the_paper(split, regularization):
+    interactions = binary(split)
+    inverse = np.linalg.inv(interactions.T @ interactions + regularization * np.eye(9))
+    expected = inverse / -np.diag(inverse)
+    np.fill_diagonal(expected, 0.0)
+    weights = EASE(regularization).fit(split).weights
+    np.testing.assert_allclose(weights, expected, atol=1e-5)
+
+
+def test_ease_solves_its_least_squares_problem():
+    """Each column is ridge regression on the other movies: its gradient there is zero."""
+    rng = np.random.default_rng(0)
+    split = Split(
+        frame([(u, m + 1) for u in range(1, 30) for m in rng.permutation(8)[:4]]),
+        *[frame([])] * 2,
+        num_users=30,
+        num_movies=8,
+    )
+    interactions = binary(split)
+    weights = EASE(5.0).fit(split).weights.astype(float)
+    gradient = interactions.T @ (interactions @ weights - interactions) + 5.0 * weights
+    np.fill_diagonal(gradient, 0.0)
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-4)
+
+
+@given(histories, st.sampled_from([None, 0.5, 3.0]))
+def test_a_history_weighs_by_how_long_ago(rows, tau):
+    expected = np.zeros((len(rows), 9))
+    for row, movies in enumerate(rows):
+        for age, movie in enumerate(reversed(movies)):
+            weight = 1.0 if tau is None else np.exp(-age / tau)
+            expected[row, movie] = max(expected[row, movie], weight)
+    actual = weighted_histories(queries_of(*rows), 8, tau)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual.toarray(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [Popularity, ItemKNN, EASE, lambda: ItemKNN(tau=2.0)])
+def test_scores_fit_the_protocol(make, made_up):
+    model = make().fit(made_up)
+    queries = queries_for(made_up)
+    scores = model(queries)
+    assert scores.shape == (len(queries), 61)
+    assert scores.dtype == np.float32
+    assert np.isfinite(scores).all()
+    parts = [model(part) for part in queries.batches(7)]
+    np.testing.assert_allclose(np.concatenate(parts), scores, rtol=1e-5)
+
+
+def test_fit_learns_from_train_and_from_validation_only_when_asked():
+    split = leave_one_out(frame([(1, 1), (1, 2), (1, 3), (2, 1)]))
+    query = queries_of([])
+    assert Popularity().fit(split)(query).tolist() == [[0, 2, 0, 0]]
+    model = Popularity().fit(split, include_validation=True)
+    assert model(query).tolist() == [[0, 2, 1, 0]]
+    assert model.knows_validation
+    assert not model.fit(split).knows_validation
+
+
+def test_a_baseline_that_knows_validation_is_not_measured_there(made_up):
+    for name, model in standard_baselines(made_up).items():
+        with pytest.raises(ValueError, match="was fitted on train and validation"):
+            evaluate(model, made_up, on="validation", name=name)
+
+
+def test_the_test_part_changes_nothing(made_up):
+    other = Split(made_up.train, made_up.validation, made_up.test.iloc[:1], 120, 60)
+    queries = queries_for(made_up)
+    for one, two in zip(
+        standard_baselines(made_up).values(), standard_baselines(other).values(), strict=True
+    ):
+        np.testing.assert_array_equal(one(queries), two(queries))
+
+
+def test_the_five_rows_are_those_of_the_protocol(made_up):
+    rows = standard_baselines(made_up)
+    assert list(rows) == ["popularity", "item kNN", "item kNN, recency", "EASE", "EASE, recency"]
+    assert [repr(row) for row in rows.values()] == [
+        "popularity",
+        "item kNN",
+        "item kNN, recency 3",
+        "EASE 200",
+        "EASE 1000, recency 3",
+    ]
+    queries = queries_for(made_up)
+    alone = ItemKNN(tau=3.0).fit(made_up, include_validation=True)
+    np.testing.assert_array_equal(rows["item kNN, recency"](queries), alone(queries))
+
+
+def test_choosing_looks_at_validation_and_takes_the_best(made_up):
+    candidates = [Popularity(), *ease_grid((10.0, 100.0), (None, 3.0)), ItemKNN()]
+    choice = choose(made_up, candidates)
+    assert choice.table["candidate"].tolist() == [candidate.name for candidate in candidates]
+    assert choice.best.name == choice.table.loc[choice.table["ndcg"].idxmax(), "candidate"]
+    assert choice.evaluation.ndcg == choice.table["ndcg"].max()
+    assert choice.evaluation.on == "validation"
+    for candidate, ndcg in zip(candidates, choice.table["ndcg"], strict=True):
+        again = type(candidate)(
+            *[
+                getattr(candidate, key)
+                for key in ("regularization", "tau")
+                if hasattr(candidate, key)
+            ]
+        )
+        assert evaluate(again.fit(made_up), made_up, on="validation").ndcg == ndcg
+    by_hits = choose(made_up, candidates, metric="hit_rate", k=5)
+    assert by_hits.evaluation.hit_rate == by_hits.table["hit_rate"].max()
+    assert by_hits.evaluation.k == 5
+    without_test = Split(made_up.train, made_up.validation, made_up.test.iloc[:0], 120, 60)
+    pd.testing.assert_frame_equal(choose(without_test, candidates).table, choice.table)
+
+
+def test_the_default_grid_spans_lambda_and_tau():
+    grid = ease_grid()
+    assert len(grid) == 30
+    assert {model.regularization for model in grid} == {100.0, 200.0, 500.0, 1000.0, 2000.0}
+    assert {model.tau for model in grid} == {None, 1.0, 2.0, 3.0, 5.0, 10.0}
+
+
+def test_nothing_of_users_times_movies_is_dense():
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(1, 50_001), 4)
+    split = leave_one_out(
+        frame(np.stack([users, rng.integers(1, 301, len(users))], axis=1)), num_movies=300
+    )
+    tracemalloc.start()
+    standard_baselines(split)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000 * 300 * 4 / 2
+
+
+# MovieLens 100K -------------------------------------------------------------------------------
+
+_ARCHIVES = os.environ.get("RECTUTOR_ARCHIVES")
+
+
+@pytest.fixture(scope="module")
+def movielens():
+    if not _ARCHIVES or not (Path(_ARCHIVES) / "ml-100k.zip").exists():
+        pytest.skip("needs ml-100k.zip in RECTUTOR_ARCHIVES")
+    return leave_one_out(load_movielens("100k").ratings)
+
+
+def test_the_protocol_table_is_reached_on_movielens_100k(movielens):
+    """HR@10 and NDCG@10 of the book's protocol, each within 0.005."""
+    table = compare(
+        {
+            name: evaluate(model, movielens, num_resamples=100)
+            for name, model in standard_baselines(movielens).items()
+        }
+    ).to_frame()
+    expected = {
+        "popularity": (0.086, 0.045),
+        "item kNN": (0.109, 0.056),
+        "item kNN, recency": (0.173, 0.097),
+        "EASE": (0.143, 0.073),
+        "EASE, recency": (0.208, 0.110),
+    }
+    for name, (hit_rate, ndcg) in expected.items():
+        assert table.loc[name, "HR@10"] == pytest.approx(hit_rate, abs=0.005), name
+        assert table.loc[name, "NDCG@10"] == pytest.approx(ndcg, abs=0.005), name
+
+
+def test_validation_picks_lambda_for_the_tau_of_the_standard_row(movielens):
+    choice = choose(movielens, ease_grid(taus=(3.0,)))
+    assert (choice.best.regularization, choice.best.tau) == (1000.0, 3.0)
+
+
+def test_a_catalogue_too_large_for_a_dense_matrix_is_refused(monkeypatch, made_up):
+    monkeypatch.setattr(baselines, "_MOST_MOVIES", 59)
+    assert Popularity().fit(made_up)(queries_of([1])).shape == (1, 61)
+    for model in (ItemKNN(), EASE()):
+        with pytest.raises(ValueError, match="60 movies need a dense item-item matrix of 0 GB"):
+            model.fit(made_up)

@@ -1,0 +1,656 @@
+"""The evaluator ranks the whole catalogue, counts ties against the model, and says how sure it is.
+
+Several of these tests exist to catch one planted fault each: seen movies that compete, a rank off
+by one, a target that leaks into its own query, a wrong logarithm in NDCG, ties for the model.
+"""
+
+import itertools
+import math
+import re
+import tracemalloc
+
+import hypothesis.strategies as st
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+
+from rectutor.evaluation import (
+    Interval,
+    Queries,
+    compare,
+    evaluate,
+    queries_for,
+    recommend,
+)
+from rectutor.sequences import Histories
+from rectutor.splits import Split, leave_one_out, random_split, temporal_split
+
+
+def frame(rows):
+    """(user, movie) pairs in time order."""
+    ratings = pd.DataFrame(rows, columns=["user_id", "movie_id"]).astype(np.int32)
+    return ratings.assign(timestamp=np.arange(len(rows)))
+
+
+def one_user(num_movies=6, history=(1, 2), validation=3, target=4):
+    """A split with one user: two movies to train on, one to validate, one to test."""
+    return leave_one_out(
+        frame([(1, movie) for movie in (*history, validation, target)]), num_movies=num_movies
+    )
+
+
+def scorer(*scores):
+    """A recommender that gives every query the scores of movies 1, 2, ..."""
+    return lambda queries: np.tile([0.0, *scores], (len(queries), 1))
+
+
+# what a query knows ---------------------------------------------------------------------------
+
+
+def test_test_queries_know_train_and_validation_and_not_the_target():
+    queries = queries_for(one_user())
+    assert queries.user_ids.tolist() == [1]
+    assert queries.histories[0].tolist() == [1, 2, 3]
+    assert queries.lengths.tolist() == [3]
+
+
+def test_validation_queries_know_train_only():
+    assert queries_for(one_user(), on="validation").histories[0].tolist() == [1, 2]
+
+
+def test_no_target_leaks_into_its_own_query():
+    """A model that recommends what it is shown scores exactly nothing."""
+    rng = np.random.default_rng(0)
+    ratings = frame([(user, m + 1) for user in range(1, 30) for m in rng.permutation(40)[:9]])
+    split = leave_one_out(ratings)
+    for on in ("test", "validation"):
+        target = getattr(split, on).set_index("user_id")["movie_id"]
+        queries = queries_for(split, on)
+        for row, user in enumerate(queries.user_ids):
+            assert target[user] not in queries.histories[row]
+
+        def remembers(queries):
+            scores = np.zeros((len(queries), split.num_movies + 1))
+            rows = np.repeat(np.arange(len(queries)), queries.lengths)
+            scores[rows, queries.histories.items] = 1.0
+            return scores
+
+        assert evaluate(remembers, split, on=on, exclude_seen=False, k=5).hit_rate == 0.0
+
+
+def test_histories_are_in_time_order_whatever_the_order_of_the_rows():
+    ratings = frame([(1, 5), (2, 6), (1, 3), (2, 1), (1, 4), (2, 2), (1, 1), (2, 7)])
+    shuffled = ratings.iloc[[7, 2, 5, 0, 4, 1, 6, 3]]
+    queries = queries_for(leave_one_out(shuffled))
+    assert [queries.histories[row].tolist() for row in (0, 1)] == [[5, 3, 4], [6, 1, 2]]
+
+
+def test_histories_without_times_follow_the_rows():
+    split = random_split(frame([(1, 3), (1, 1), (1, 2), (1, 4)]).drop(columns="timestamp"), 0.25)
+    queries = queries_for(split)
+    assert queries.histories[0].tolist() == split.train["movie_id"].tolist()
+
+
+def test_queries_may_ask_about_chosen_users_in_any_order():
+    ratings = frame([(1, 1), (1, 2), (1, 3), (2, 4), (4, 5), (4, 6), (4, 2)])
+    queries = queries_for(leave_one_out(ratings), user_ids=[4, 3, 2])
+    assert queries.user_ids.tolist() == [4, 3, 2]
+    assert queries.user_ids.dtype == np.int32
+    assert [queries.histories[row].tolist() for row in range(3)] == [[5, 6], [], [4]]
+    assert queries_for(leave_one_out(ratings), user_ids=2).histories[0].tolist() == [4]
+
+
+def test_last_pads_short_histories():
+    queries = queries_for(one_user())
+    assert queries.last(2).tolist() == [[2, 3]]
+    assert queries.last(5).tolist() == [[0, 0, 1, 2, 3]]
+    assert queries.last(5, padding="after").tolist() == [[1, 2, 3, 0, 0]]
+
+
+def test_batches_cover_all_queries_once():
+    histories = Histories(np.arange(1, 7, dtype=np.int32), np.array([0, 1, 1, 4, 5, 6]))
+    queries = Queries(np.array([3, 4, 5, 8, 9], np.int32), histories)
+    batches = list(queries.batches(2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert np.concatenate([batch.user_ids for batch in batches]).tolist() == [3, 4, 5, 8, 9]
+    rows = [batch.histories[row].tolist() for batch in batches for row in range(len(batch))]
+    assert rows == [[1], [], [2, 3, 4], [5], [6]]
+    assert repr(queries) == "Queries(5 users, 6 movies known)"
+
+
+# the rank and the metrics ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_metrics_of_a_target_at_a_known_rank(rank):
+    """Movies 4, 5 and 6 compete; the target is 4."""
+    above = [9.0 if place < rank - 1 else 1.0 for place in range(2)]
+    result = evaluate(scorer(99, 99, 99, 5.0, *above), one_user(), k=3)
+    assert result.hit_rate == 1.0
+    assert result.mrr == pytest.approx(1 / rank)
+    assert result.ndcg == pytest.approx([1.0, 0.6309297535714575, 0.5][rank - 1])
+    assert result.recommendations[0].tolist().index(4) == rank - 1
+
+
+def test_a_target_at_rank_k_is_a_hit_and_at_rank_k_plus_one_is_not():
+    split = one_user()
+    second = scorer(0, 0, 0, 2, 3, 1)
+    assert evaluate(second, split, k=2).hit_rate == 1.0
+    assert evaluate(second, split, k=1).hit_rate == 0.0
+    assert evaluate(second, split, k=1).mrr == 0.0
+    assert evaluate(second, split, k=1).ndcg == 0.0
+
+
+def test_seen_movies_do_not_compete():
+    result = evaluate(scorer(9, 9, 9, 1, 0, 0), one_user(), k=1)
+    assert result.hit_rate == 1.0
+    assert result.recommendations.tolist() == [[4]]
+
+
+def test_seen_movies_compete_when_asked():
+    result = evaluate(scorer(9, 8, 7, 6, 0, 0), one_user(), k=4, exclude_seen=False)
+    assert result.recommendations.tolist() == [[1, 2, 3, 4]]
+    assert result.mrr == 0.25
+
+
+def test_the_validation_movie_competes_on_validation_only():
+    recommender = scorer(9, 9, 5, 1, 0, 0)
+    assert evaluate(recommender, one_user(), k=1, on="validation").recommendations[0, 0] == 3
+    assert evaluate(recommender, one_user(), k=1, on="test").recommendations[0, 0] == 4
+
+
+def test_padding_never_competes():
+    def loves_padding(queries):
+        return np.tile([1e9, 0, 0, 0, 3.0, 2, 1], (len(queries), 1))
+
+    for exclude_seen in (True, False):
+        lists = evaluate(loves_padding, one_user(), 3, exclude_seen).recommendations
+        assert lists.tolist() == [[4, 5, 6]]
+    assert recommend(loves_padding, queries_for(one_user()), 3).tolist() == [[4, 5, 6]]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5, np.inf, -np.inf])
+def test_a_constant_scorer_gets_no_hits(value):
+    split = one_user(num_movies=20)
+    result = evaluate(lambda q: np.full((len(q), 21), value), split, k=10)
+    assert (result.hit_rate, result.ndcg, result.mrr) == (0.0, 0.0, 0.0)
+    assert result.recommendations.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]
+
+
+def test_a_tie_at_the_boundary_goes_against_the_target():
+    assert evaluate(scorer(0, 0, 0, 5, 5, 1), one_user(), k=1).hit_rate == 0.0
+    assert evaluate(scorer(0, 0, 0, 5, 5, 1), one_user(), k=2).mrr == 0.5
+
+
+def test_tied_movies_are_listed_by_id():
+    queries = queries_for(one_user())
+    assert recommend(scorer(0, 0, 0, 5, 5, 1), queries, k=1).tolist() == [[4]]
+    assert recommend(scorer(0, 0, 0, 5, 5, 5), queries, k=3).tolist() == [[4, 5, 6]]
+
+
+def test_lists_are_filled_with_padding_when_nothing_is_left():
+    assert recommend(scorer(1, 2, 3, 4, 5, 6), queries_for(one_user()), k=5).tolist() == [
+        [6, 5, 4, 0, 0]
+    ]
+    result = evaluate(scorer(1, 2, 3, 4, 5, 6), one_user(), k=5)
+    assert result.recommendations.tolist() == [[6, 5, 4, 0, 0]]
+    assert result.coverage == 0.5
+
+
+def test_a_target_seen_before_is_a_miss_and_is_counted():
+    split = one_user(target=1)
+    result = evaluate(scorer(9, 0, 0, 0, 0, 0), split, k=1)
+    assert result.hit_rate == 0.0
+    assert result.num_seen_targets == 1
+    assert "1 targets were seen before and count as misses" in str(result)
+    again = evaluate(scorer(9, 0, 0, 0, 0, 0), split, k=1, exclude_seen=False)
+    assert (again.hit_rate, again.num_seen_targets) == (1.0, 0)
+    assert "seen before" not in str(again)
+
+
+def test_several_targets_a_user():
+    """Targets 4 and 5 at ranks 1 and 3 of 3, and only two of three targets fit in k = 2."""
+    train, test = frame([(1, 1)]), frame([(1, 4), (1, 5)])
+    split = Split(train, train.iloc[:0], test, num_users=1, num_movies=6)
+    result = evaluate(scorer(0, 1, 2, 9, 3, 5), split, k=3)
+    assert result.recommendations.tolist() == [[4, 6, 5]]
+    assert (result.hit_rate, result.mrr) == (1.0, 1.0)
+    assert result.ndcg == pytest.approx((1 + 1 / 2) / (1 + 1 / math.log2(3)))
+    three = Split(train, train.iloc[:0], frame([(1, 4), (1, 5), (1, 6)]), 1, 6)
+    assert evaluate(scorer(0, 1, 2, 9, 3, 5), three, k=2).ndcg == 1.0
+
+
+def test_a_target_named_twice_counts_once():
+    train = frame([(1, 1)])
+    split = Split(train, train.iloc[:0], frame([(1, 4), (1, 4)]), num_users=1, num_movies=6)
+    assert evaluate(scorer(0, 0, 0, 9, 0, 0), split, k=2).ndcg == 1.0
+
+
+def test_users_without_a_history_are_evaluated():
+    ratings = frame([(1, 1), (1, 2), (2, 3), (1, 4)])
+    result = evaluate(scorer(0, 0, 9, 8), temporal_split(ratings, cutoff=2), k=1)
+    assert result.user_ids.tolist() == [1, 2]
+    assert result.per_user["hit_rate"].tolist() == [0.0, 1.0]
+
+
+def brute_force(scores, histories, targets, k, exclude_seen):
+    """Hit, NDCG and MRR of each user, from the definitions, one movie at a time."""
+    rows = []
+    for row, history, wanted in zip(scores, histories, targets, strict=True):
+        allowed = [movie for movie in range(1, len(row)) if not (exclude_seen and movie in history)]
+        places = []
+        for target in wanted & set(allowed):
+            ahead = sum(
+                row[movie] > row[target]
+                or (row[movie] == row[target] and (movie not in wanted or movie < target))
+                for movie in allowed
+                if movie != target
+            )
+            places.append(ahead + 1)
+        places = sorted(place for place in places if place <= k)
+        gain = sum(1 / math.log2(place + 1) for place in places)
+        best = sum(1 / math.log2(place + 1) for place in range(1, min(len(wanted), k) + 1))
+        rows.append((float(bool(places)), gain / best, 1 / places[0] if places else 0.0))
+    return np.array(rows)
+
+
+@st.composite
+def cases(draw):
+    num_users, num_movies = draw(st.integers(1, 5)), draw(st.integers(1, 9))
+    movies = st.integers(1, num_movies)
+    histories = [draw(st.lists(movies, max_size=6)) for _ in range(num_users)]
+    targets = [draw(st.sets(movies, min_size=1, max_size=4)) for _ in range(num_users)]
+    level = st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 1.0, 1.0 + 2**-50, 7.0, np.inf])
+    scores = [
+        draw(st.lists(level, min_size=num_movies + 1, max_size=num_movies + 1))
+        for _ in range(num_users)
+    ]
+    return np.array(scores), histories, targets, draw(st.integers(1, num_movies))
+
+
+@given(cases(), st.booleans(), st.integers(1, 4))
+def test_the_evaluator_agrees_with_brute_force(case, exclude_seen, batch_size):
+    scores, histories, targets, k = case
+    train = frame([(user + 1, m) for user, row in enumerate(histories) for m in row])
+    test = frame([(user + 1, m) for user, row in enumerate(targets) for m in sorted(row)])
+    split = Split(train, train.iloc[:0], test, len(scores), scores.shape[1] - 1)
+    result = evaluate(
+        lambda queries: scores[queries.user_ids - 1],
+        split,
+        k,
+        exclude_seen,
+        batch_size=batch_size,
+        num_resamples=2,
+    )
+    expected = brute_force(scores, histories, targets, k, exclude_seen)
+    actual = np.stack([result.per_user[name] for name in ("hit_rate", "ndcg", "mrr")], axis=1)
+    np.testing.assert_allclose(actual, expected, atol=1e-12)
+    np.testing.assert_allclose(
+        [result.hit_rate, result.ndcg, result.mrr], expected.mean(axis=0), atol=1e-12
+    )
+    listed = set(result.recommendations.ravel().tolist()) - {0}
+    assert result.coverage == pytest.approx(len(listed) / split.num_movies)
+    for history, row in zip(histories, result.recommendations.tolist(), strict=True):
+        real = [movie for movie in row if movie]
+        assert len(set(real)) == len(real)
+        assert not (exclude_seen and set(real) & set(history))
+
+
+@given(cases())
+def test_recommend_lists_the_best_allowed_movies_in_order(case):
+    scores, histories, _, k = case
+    items = np.array([m for row in histories for m in row], np.int32)
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in histories])])
+    queries = Queries(np.arange(1, len(scores) + 1, dtype=np.int32), Histories(items, offsets))
+    lists = recommend(lambda q: scores[q.user_ids - 1], queries, k, batch_size=2)
+    assert lists.dtype == np.int32
+    for row, history, best in zip(scores, histories, lists, strict=True):
+        allowed = [m for m in range(1, len(row)) if m not in history]
+        expected = sorted(allowed, key=lambda m: (-row[m], m))[:k]
+        assert best.tolist() == expected + [0] * (k - len(expected))
+
+
+# agreement with other libraries ---------------------------------------------------------------
+
+
+def random_case(num_users=60, num_movies=40, seed=0):
+    rng = np.random.default_rng(seed)
+    ratings = frame([(u + 1, m + 1) for u in range(num_users) for m in rng.permutation(40)[:8]])
+    split = leave_one_out(ratings, num_movies=num_movies)
+    return split, rng.normal(size=(num_users + 1, num_movies + 1)).astype(np.float32)
+
+
+def test_the_numbers_agree_with_keras_rs():
+    keras_rs = pytest.importorskip("keras_rs")
+    split, scores = random_case()
+    result = evaluate(lambda q: scores[q.user_ids], split, k=10)
+    queries = queries_for(split)
+    allowed = scores[queries.user_ids].copy()
+    allowed[:, 0] = -1e9
+    for row in range(len(queries)):
+        allowed[row, queries.histories[row]] = -1e9
+    truth = np.zeros_like(allowed)
+    truth[np.arange(len(queries)), split.test.sort_values("user_id")["movie_id"]] = 1.0
+    for name, metric in (
+        ("hit_rate", keras_rs.metrics.RecallAtK(k=10)),
+        ("ndcg", keras_rs.metrics.NDCG(k=10)),
+        ("mrr", keras_rs.metrics.MeanReciprocalRank(k=10)),
+    ):
+        metric.update_state(truth, allowed)
+        assert float(metric.result()) == pytest.approx(getattr(result, name), abs=1e-6), name
+
+
+@pytest.mark.slow
+def test_the_numbers_agree_with_ranx():
+    ranx = pytest.importorskip("ranx")
+    split, scores = random_case(seed=1)
+    result = evaluate(lambda q: scores[q.user_ids], split, k=10)
+    wanted = {str(u): {str(m): 1} for u, m in split.test[["user_id", "movie_id"]].to_numpy()}
+    listed = {
+        str(user): {str(movie): float(10 - place) for place, movie in enumerate(row)}
+        for user, row in zip(result.user_ids, result.recommendations, strict=True)
+    }
+    theirs = ranx.evaluate(
+        ranx.Qrels(wanted), ranx.Run(listed), ["hit_rate@10", "ndcg@10", "mrr@10"]
+    )
+    assert theirs["hit_rate@10"] == pytest.approx(result.hit_rate)
+    assert theirs["ndcg@10"] == pytest.approx(result.ndcg)
+    assert theirs["mrr@10"] == pytest.approx(result.mrr)
+
+
+# what a recommender may return ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32", "int8", "bool"])
+def test_scores_of_any_number_type_are_ranked(dtype):
+    result = evaluate(lambda q: scorer(0, 0, 0, 1, 0, 0)(q).astype(dtype), one_user(), k=1)
+    assert result.hit_rate == 1.0
+
+
+def test_scores_may_be_a_list_a_read_only_array_or_a_frame():
+    split = one_user()
+    row = [[0.0, 9, 9, 9, 5, 1, 1]]
+    locked = np.array(row)
+    locked.setflags(write=False)
+    for scores in (row, locked, np.broadcast_to(locked[0], (1, 7)), pd.DataFrame(row)):
+        assert evaluate(lambda q, scores=scores: scores, split, k=1).hit_rate == 1.0
+    assert locked.tolist() == row
+
+
+def test_scores_of_a_recommender_are_left_as_they_were():
+    scores = np.array([[0.0, 9, 9, 9, 5, 1, 1]])
+    evaluate(lambda q: scores, one_user(), k=1)
+    recommend(lambda q: scores, queries_for(one_user()), k=1)
+    assert scores.tolist() == [[0.0, 9, 9, 9, 5, 1, 1]]
+
+
+def test_scores_may_be_tensors():
+    jax_numpy = pytest.importorskip("jax.numpy")
+    split, row = one_user(), [[0.0, 9, 9, 9, 5, 1, 1]]
+    for scores in (jax_numpy.array(row), jax_numpy.array(row, dtype="bfloat16")):
+        assert evaluate(lambda q, scores=scores: scores, split, k=1).hit_rate == 1.0
+
+
+@pytest.mark.slow
+def test_scores_may_be_torch_tensors_that_still_have_a_gradient():
+    torch = pytest.importorskip("torch")
+    split, row = one_user(), [[0.0, 9, 9, 9, 5, 1, 1]]
+    for scores in (
+        torch.tensor(row, requires_grad=True),
+        torch.tensor(row, dtype=torch.bfloat16),
+        torch.tensor(row, dtype=torch.float64),
+        torch.tensor([[0, 9, 9, 9, 5, 1, 1]]),
+    ):
+        assert evaluate(lambda q, scores=scores: scores, split, k=1).hit_rate == 1.0
+
+
+# intervals ------------------------------------------------------------------------------------
+
+
+def half_hits(num_users=400):
+    """Users 1, 3, 5, ... have their target on top; the others never."""
+    ratings = frame([(u, m) for u in range(1, num_users + 1) for m in (1, 2, 3, 4)])
+    split = leave_one_out(ratings, num_movies=20)
+
+    def recommender(queries):
+        scores = np.zeros((len(queries), 21))
+        scores[:, 5:] = 1.0
+        scores[:, 4] = np.where(queries.user_ids % 2, 2.0, 0.0)
+        return scores
+
+    return split, recommender
+
+
+def test_intervals_are_those_of_a_binomial_share():
+    split, recommender = half_hits()
+    result = evaluate(recommender, split, num_resamples=4000)
+    interval = result.metrics["hit_rate"]
+    deviation = 1.96 * math.sqrt(0.25 / 400)
+    assert interval.value == 0.5
+    assert interval.low == pytest.approx(0.5 - deviation, abs=0.006)
+    assert interval.high == pytest.approx(0.5 + deviation, abs=0.006)
+
+
+def test_intervals_depend_on_the_seed_alone():
+    split, recommender = half_hits()
+    first, same, other = (
+        evaluate(recommender, split, seed=seed, batch_size=size).metrics
+        for seed, size in ((0, 1024), (0, 7), (1, 1024))
+    )
+    assert first == same
+    assert first != other
+
+
+@given(cases())
+def test_intervals_hold_their_value(case):
+    scores, _, targets, k = case
+    test = frame([(user + 1, m) for user, row in enumerate(targets) for m in sorted(row)])
+    split = Split(test.iloc[:0], test.iloc[:0], test, len(scores), scores.shape[1] - 1)
+    result = evaluate(lambda q: scores[q.user_ids - 1], split, k, num_resamples=200)
+    for interval in result.metrics.values():
+        assert 0 <= interval.low <= interval.value + 1e-12
+        assert interval.value <= interval.high + 1e-12 <= 1 + 2e-12
+
+
+def test_coverage_counts_movies_in_many_lists_and_in_few():
+    """Movies 1 to 3 are in everybody's list; 60 others in one list each."""
+    ratings = frame([(user, 100) for user in range(1, 61)])
+    split = Split(ratings.iloc[:0], ratings.iloc[:0], ratings, 60, 100)
+
+    def recommender(queries):
+        scores = np.zeros((len(queries), 101))
+        scores[:, 1:4] = 2.0
+        scores[np.arange(len(queries)), 10 + queries.user_ids] = 1.0
+        return scores
+
+    result = evaluate(recommender, split, k=4)
+    interval = result.metrics["coverage"]
+    assert interval.value == pytest.approx(0.63)
+    # A resample holds 1 - 1/e of the users: the number of distinct ones varies by about 2.5.
+    distinct = np.sqrt(60 * (np.exp(-1) - 2 * np.exp(-2)))
+    assert (interval.high - interval.low) / 2 == pytest.approx(1.96 * distinct / 100, rel=0.25)
+    everybody = evaluate(lambda q: np.tile(np.arange(101.0), (len(q), 1)), split, k=4)
+    assert everybody.metrics["coverage"] == Interval(0.04, 0.04, 0.04)
+
+
+# display --------------------------------------------------------------------------------------
+
+
+def small_results():
+    split, good = half_hits()
+    return split, {
+        "good": evaluate(good, split),
+        "bad <1>": evaluate(lambda q: np.zeros((len(q), 21)), split),
+    }
+
+
+def test_an_interval_reads_as_value_and_bounds():
+    assert str(Interval(0.2081, 0.1829, 0.2341)) == "0.208 [0.183, 0.234]"
+
+
+def test_an_evaluation_displays_in_a_terminal_and_in_a_notebook():
+    split, good = half_hits()
+    result = evaluate(good, split, name="mine & yours", k=10)
+    lines = str(result).splitlines()
+    assert lines[0].strip() == "mine & yours"
+    assert [line.split()[0] for line in lines[2:6]] == ["HR@10", "NDCG@10", "MRR@10", "coverage@10"]
+    assert "400 users, test; 95 % bootstrap intervals over users" in lines[6]
+    assert repr(result) == str(result)
+    page = result._repr_html_()
+    assert "mine &amp; yours" in page
+    assert page.count("<tr>") == page.count("</tr>") == 5
+    assert "script" not in page
+    assert "http" not in page
+    table = result.to_frame()
+    assert table.columns.tolist() == ["value", "low", "high"]
+    assert table.loc["NDCG@10", "value"] == result.ndcg
+    assert (result.num_users, result.k, result.on) == (400, 10, "test")
+
+
+def test_a_comparison_marks_the_best_of_each_column():
+    _, results = small_results()
+    table = compare(results)
+    assert table.to_frame().loc["good", "HR@10"] == 0.5
+    assert table.to_frame().columns.tolist() == ["HR@10", "NDCG@10", "MRR@10", "coverage@10"]
+    assert table.intervals().loc["good", "HR@10"] == results["good"].metrics["hit_rate"]
+    good, bad = str(table).splitlines()[2:4]
+    assert good.startswith("good")
+    assert re.findall(r"\](\*?)", good) == ["*", "*", "*", "*"]
+    assert re.findall(r"\](\*?)", bad) == ["", "", "", ""]
+    assert str(table).endswith("* best of its column")
+    assert repr(table) == str(table)
+    page = table._repr_html_()
+    assert "bad &lt;1&gt;" in page
+    assert page.count("<strong>") == 4
+    assert f"<strong>{results['good'].metrics['ndcg']}</strong>" in page
+
+
+def test_equal_values_are_all_best():
+    _, results = small_results()
+    twice = compare({"a": results["good"], "b": results["good"]})
+    assert str(twice).count("]*") == 8
+
+
+def test_results_may_be_a_list_a_dict_or_one():
+    split, good = half_hits()
+    first, second = evaluate(good, split, name="a"), evaluate(good, split, name="b")
+    assert list(compare([first, second]).evaluations) == ["a", "b"]
+    assert list(compare({"x": first, "y": second}).evaluations) == ["x", "y"]
+    assert list(compare(first).evaluations) == ["a"]
+
+
+def test_a_recommender_is_called_by_its_name():
+    class Model:
+        def __call__(self, queries):
+            return np.zeros((len(queries), 7))
+
+    class Named(Model):
+        name = "my model"
+
+    def function(queries):
+        return np.zeros((len(queries), 7))
+
+    split = one_user()
+    names = [evaluate(model, split, k=1).name for model in (Model(), Named(), function)]
+    assert names == ["Model", "my model", "function"]
+    assert evaluate(Named(), split, k=1, name="given").name == "given"
+
+
+# paired comparison ----------------------------------------------------------------------------
+
+
+def test_better_finds_a_clear_winner():
+    _, results = small_results()
+    table = compare(results)
+    won = table.better("good", "bad <1>", "hit_rate")
+    assert won.value == 0.5
+    assert won.low == pytest.approx(0.45, abs=0.01)
+    assert won.high == pytest.approx(0.55, abs=0.01)
+    assert (won.probability, won.is_clear) == (1.0, True)
+    assert str(won).startswith("good beats bad <1>: HR@10 differs by +0.500 [+0.4")
+    assert "good is ahead in 100.0% of the resamples" in str(won)
+    lost = table.better("bad <1>", "good", "hit_rate")
+    assert (lost.value, lost.probability, lost.is_clear) == (-0.5, 0.0, True)
+    assert (lost.low, lost.high) == (-won.high, -won.low)
+    assert str(lost).startswith("bad <1> loses to good: ")
+
+
+def test_a_model_is_not_better_than_itself():
+    _, results = small_results()
+    tie = compare({"a": results["good"], "b": results["good"]}).better("a", "b")
+    assert (tie.value, tie.low, tie.high, tie.probability) == (0.0, 0.0, 0.0, 0.5)
+    assert not tie.is_clear
+    assert str(tie).startswith("a is not told from b: NDCG@10")
+
+
+def test_better_pairs_the_users():
+    """Two models that differ on few users: pairing gives a far narrower interval than each has."""
+    split, good = half_hits()
+
+    def slightly_better(queries):
+        scores = good(queries)
+        scores[queries.user_ids % 20 == 0, 4] = 2.0
+        return scores
+
+    table = compare({"a": evaluate(slightly_better, split), "b": evaluate(good, split)})
+    difference = table.better("a", "b", "hit_rate")
+    assert difference.value == pytest.approx(0.05)
+    assert difference.low > 0.025
+    alone = table.evaluations["a"].metrics["hit_rate"]
+    assert difference.high - difference.low < 0.6 * (alone.high - alone.low)
+    assert difference == table.better("a", "b", "hit_rate")
+    few = [table.better("a", "b", "hit_rate", num_resamples=3, seed=seed) for seed in (0, 1)]
+    assert few[0] != few[1]
+
+
+# cost -----------------------------------------------------------------------------------------
+
+
+def large_split(num_users, num_movies=3706):
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(1, num_users + 1), 30)
+    movies = rng.integers(1, num_movies + 1, len(users))
+    return leave_one_out(frame(list(zip(users, movies, strict=True))), num_movies=num_movies)
+
+
+def peak_of_evaluating(split, batch_size):
+    row = np.random.default_rng(0).normal(size=split.num_movies + 1).astype(np.float32)
+    tracemalloc.start()
+    evaluate(
+        lambda q: np.broadcast_to(row, (len(q), len(row))),
+        split,
+        batch_size=batch_size,
+        num_resamples=64,
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_goes_with_the_batch_and_not_with_users_times_movies():
+    few, many = (peak_of_evaluating(large_split(users), 64) for users in (500, 4000))
+    dense = 4000 * 3706 * 4
+    assert many < dense / 2
+    assert many - few < 0.2 * dense
+
+
+def test_a_catalogue_of_movielens_1m_is_evaluated_in_seconds():
+    import time
+
+    split = large_split(6040)
+    row = np.random.default_rng(0).normal(size=(6041, 32)).astype(np.float32)
+    movies = np.random.default_rng(1).normal(size=(32, 3707)).astype(np.float32)
+    start = time.process_time()
+    evaluate(lambda q: row[q.user_ids] @ movies, split)
+    assert time.process_time() - start < 10  # about one second; generous for a busy machine
+
+
+def test_evaluating_in_batches_of_any_size_gives_the_same():
+    split, scores = random_case()
+    results = [
+        evaluate(lambda q: scores[q.user_ids], split, batch_size=size) for size in (1, 7, 60, 999)
+    ]
+    for one, other in itertools.pairwise(results):
+        assert one.metrics == other.metrics
+        np.testing.assert_array_equal(one.recommendations, other.recommendations)

@@ -1,0 +1,231 @@
+"""Splits put every row in exactly one part, and the right one."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+
+from rectutor.splits import Split, leave_one_out, random_split, temporal_split
+
+
+def frame(*rows):
+    """(user, movie, time) triples as ratings, with a label for each row."""
+    ratings = pd.DataFrame(rows, columns=["user_id", "movie_id", "timestamp"])
+    return ratings.assign(row=np.arange(len(rows)))
+
+
+def rows_of(split):
+    """The row labels of (train, validation, test)."""
+    return tuple(part["row"].tolist() for part in (split.train, split.validation, split.test))
+
+
+triples = st.lists(
+    st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(0, 5)), min_size=1, max_size=40
+)
+
+
+# leave_one_out ------------------------------------------------------------------------------
+
+
+def test_leave_one_out_holds_out_the_last_and_the_one_before():
+    split = leave_one_out(frame((1, 5, 10), (1, 6, 20), (1, 7, 30), (1, 8, 40)))
+    assert rows_of(split) == ([0, 1], [2], [3])
+
+
+def test_leave_one_out_does_not_need_sorted_rows():
+    ratings = frame((2, 1, 3), (1, 5, 30), (2, 2, 1), (1, 6, 10), (1, 7, 20), (2, 3, 2))
+    assert rows_of(leave_one_out(ratings)) == ([2, 3], [4, 5], [0, 1])
+
+
+def test_leave_one_out_keeps_file_order_on_ties():
+    split = leave_one_out(frame((1, 9, 7), (1, 3, 7), (1, 5, 7), (1, 1, 7)))
+    assert rows_of(split) == ([0, 1], [2], [3])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_leave_one_out_leaves_users_with_fewer_than_three_in_train(count):
+    ratings = frame(*[(2, movie + 1, movie) for movie in range(count)], (7, 1, 0), (7, 2, 1))
+    split = leave_one_out(ratings)
+    assert rows_of(split) == (list(range(count + 2)), [], [])
+    assert (split.num_users, split.num_movies) == (7, 2)
+
+
+def test_leave_one_out_with_exactly_three_interactions_uses_one_for_each_part():
+    assert rows_of(leave_one_out(frame((1, 1, 0), (1, 2, 1), (1, 3, 2)))) == ([0], [1], [2])
+
+
+@given(triples)
+def test_leave_one_out_matches_the_loop_that_defines_it(rows):
+    ratings = frame(*rows)
+    expected = ([], [], [])
+    for _, group in ratings.groupby("user_id"):
+        labels = group.sort_values("timestamp", kind="stable")["row"].tolist()
+        if len(labels) < 3:
+            expected[0].extend(labels)
+        else:
+            expected[0].extend(labels[:-2])
+            expected[1].append(labels[-2])
+            expected[2].append(labels[-1])
+    assert rows_of(leave_one_out(ratings)) == tuple(sorted(part) for part in expected)
+
+
+# every split --------------------------------------------------------------------------------
+
+
+@given(triples, st.data())
+def test_no_row_is_lost_or_duplicated_and_columns_stay(rows, data):
+    ratings = frame(*rows)
+    splits = [leave_one_out(ratings)]
+    if len(rows) > 1:
+        sizes = data.draw(st.integers(1, len(rows) - 1))
+        splits.append(random_split(ratings, sizes=(sizes, len(rows) - sizes), seed=1))
+    times = sorted({time for _, _, time in rows})
+    if len(times) > 1:
+        splits.append(temporal_split(ratings, cutoff=data.draw(st.sampled_from(times[1:]))))
+    for split in splits:
+        parts = (split.train, split.validation, split.test)
+        pd.testing.assert_frame_equal(pd.concat(parts).sort_values("row"), ratings)
+        for part in parts:
+            assert part["row"].is_monotonic_increasing
+            assert (part.dtypes == ratings.dtypes).all()
+
+
+def test_splits_keep_index_labels_and_do_not_touch_the_ratings():
+    ratings = frame((1, 1, 3), (1, 2, 2), (1, 3, 1))
+    ratings.index = pd.Index(["a", "b", "c"])
+    before = ratings.copy()
+    assert leave_one_out(ratings).test.index.tolist() == ["a"]
+    assert temporal_split(ratings, cutoff=3).test.index.tolist() == ["a"]
+    pd.testing.assert_frame_equal(ratings, before)
+
+
+@pytest.mark.parametrize(
+    "make", [leave_one_out, random_split, lambda r, **more: temporal_split(r, cutoff=2, **more)]
+)
+def test_the_world_may_be_larger_than_the_ratings(make):
+    ratings = frame((1, 1, 1), (1, 2, 2), (1, 3, 3), (2, 4, 1))
+    assert (make(ratings).num_users, make(ratings).num_movies) == (2, 4)
+    larger = make(ratings, num_users=10, num_movies=20)
+    assert (larger.num_users, larger.num_movies) == (10, 20)
+    with pytest.raises(ValueError, match="movie_id 4, but the split is said to have only 3"):
+        make(ratings, num_movies=3)
+    with pytest.raises(ValueError, match=r"user_id \d, but the split is said to have only 0"):
+        make(ratings, num_users=0)
+
+
+# random_split -------------------------------------------------------------------------------
+
+
+def ten_rows():
+    return frame(*[(1 + row % 3, 1 + row, row) for row in range(10)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [
+        ({}, (8, 0, 2)),
+        ({"test_fraction": 0.3}, (7, 0, 3)),
+        ({"test_fraction": 0.26}, (7, 0, 3)),
+        ({"sizes": (6, 4)}, (6, 0, 4)),
+        ({"sizes": [5, 2, 3]}, (5, 2, 3)),
+        ({"sizes": np.array([9, 1])}, (9, 0, 1)),
+    ],
+)
+def test_random_split_makes_the_sizes_asked_for(settings, counts):
+    split = random_split(ten_rows(), **settings)
+    assert tuple(len(part) for part in rows_of(split)) == counts
+
+
+def test_random_split_depends_on_the_seed_and_on_nothing_else():
+    ratings = ten_rows()
+    assert rows_of(random_split(ratings)) == rows_of(random_split(ratings, seed=42))
+    assert len({str(rows_of(random_split(ratings, seed=seed))) for seed in range(20)}) > 10
+
+
+def test_random_split_deals_every_row_out_evenly():
+    ratings = ten_rows()
+    drawn = np.zeros(10)
+    for seed in range(400):
+        drawn[rows_of(random_split(ratings, sizes=(5, 5), seed=seed))[2]] += 1
+    assert np.all(np.abs(drawn - 200) < 50)
+
+
+def test_random_split_needs_no_timestamps():
+    ratings = ten_rows().drop(columns="timestamp")
+    assert len(random_split(ratings).train) == 8
+
+
+# temporal_split -----------------------------------------------------------------------------
+
+
+def test_temporal_split_tests_on_what_happens_at_or_after_the_cutoff():
+    ratings = frame((1, 1, 5), (2, 2, 4), (1, 3, 3), (2, 4, 6))
+    assert rows_of(temporal_split(ratings, cutoff=5)) == ([1, 2], [], [0, 3])
+
+
+def test_temporal_split_by_fraction_takes_the_latest_and_keeps_ties_together():
+    ratings = frame(*[(1, movie + 1, time) for movie, time in enumerate([1, 2, 3, 4, 4, 4, 5, 6])])
+    assert rows_of(temporal_split(ratings, fraction=0.25))[2] == [6, 7]
+    assert rows_of(temporal_split(ratings, fraction=0.375))[2] == [3, 4, 5, 6, 7]
+
+
+def test_temporal_split_takes_validation_from_the_end_of_train():
+    ratings = frame(*[(1, movie + 1, movie) for movie in range(10)])
+    split = temporal_split(ratings, fraction=0.2, validation_fraction=0.3)
+    assert rows_of(split) == ([0, 1, 2, 3, 4], [5, 6, 7], [8, 9])
+    late_first = frame((1, 1, 1), (1, 2, 2), (1, 3, 2), (1, 4, 3))
+    assert rows_of(temporal_split(late_first, cutoff=3, validation_fraction=0.25)) == (
+        [0],
+        [1, 2],
+        [3],
+    )
+
+
+@given(triples, st.floats(0.05, 0.95))
+def test_temporal_split_never_trains_on_the_future(rows, fraction):
+    ratings = frame(*rows)
+    try:
+        split = temporal_split(ratings, fraction=fraction)
+    except ValueError as error:
+        assert "empty" in str(error) or "at least one" in str(error)  # noqa: PT017
+        return
+    assert split.train["timestamp"].max() < split.test["timestamp"].min()
+    assert len(split.test) >= round(fraction * len(rows))
+
+
+# Split --------------------------------------------------------------------------------------
+
+
+def test_split_reads_as_its_sizes():
+    split = leave_one_out(frame((1, 1, 0), (1, 2, 1), (1, 3, 2)))
+    assert repr(split) == (
+        "Split(train=1 rows, validation=1 rows, test=1 rows, num_users=1, num_movies=3)"
+    )
+
+
+def test_split_checks_each_part():
+    good = frame((1, 1, 0))
+    bad = frame((1, 9, 0))
+    for part in ("train", "validation", "test"):
+        parts = {"train": good, "validation": good, "test": good, part: bad}
+        with pytest.raises(ValueError, match=rf"Split\.{part} has movie_id 9"):
+            Split(**parts, num_users=1, num_movies=8)
+        with pytest.raises(TypeError, match=rf"Split\({part}=\.\.\.\) is a list"):
+            Split(**{**parts, part: []}, num_users=1, num_movies=9)
+
+
+@pytest.mark.slow
+def test_ten_million_rows_are_split_in_seconds():
+    count = 10_000_000
+    rng = np.random.default_rng(0)
+    ratings = pd.DataFrame(
+        {
+            "user_id": rng.integers(1, 100_001, count, dtype=np.int32),
+            "movie_id": rng.integers(1, 10_001, count, dtype=np.int32),
+            "timestamp": rng.integers(0, 10**9, count),
+        }
+    )
+    split = leave_one_out(ratings)
+    assert len(split.train) + len(split.validation) + len(split.test) == count
+    assert len(split.test) == 100_000
