@@ -60,8 +60,9 @@ run = chapter.start("ranking")
 settings = run.settings(
     #                 quick   full    smoke
     data=("100k", "1m", "synthetic"),
-    dim=32,  # width of the embeddings
-    batch_size=1_000,
+    dim=32,  # width of the embeddings, as documented
+    wide=(64, 64, 8),  # width where the features hold the vectors up
+    batch_size=(1_000, 1_000, 960),
     documented_epochs=(5, 5, 1),
     documented_seeds=(5, 5, 2),
     epochs=(30, 30, 1),
@@ -349,8 +350,9 @@ print(
 
 
 # %%
-def documented(x, y, num_users, num_movies, *, dim, epochs, batch_size, seed, callbacks=()):
+def documented(frame, num_users, num_movies, *, dim, epochs, batch_size, seed, callbacks=()):
     """Build and train the model by the documented recipe; return it and the seconds it took."""
+    x, y = arrays(frame.sample(frac=1, random_state=seed))  # one random order, for all epochs
     keras.utils.set_random_seed(seed)
     model = RankingModel(num_users, num_movies, dim)
     model.compile(
@@ -360,7 +362,7 @@ def documented(x, y, num_users, num_movies, *, dim, epochs, batch_size, seed, ca
     )
     start = time.perf_counter()
     model.fit(
-        batches(x, y, batch_size=batch_size, shuffle=True, seed=seed),
+        batches(x, y, batch_size=batch_size),
         epochs=epochs,
         callbacks=list(callbacks),
         verbose=0,
@@ -373,8 +375,7 @@ recipe = {
     "epochs": settings.documented_epochs,
     "batch_size": settings.batch_size,
 }
-documented_model, documented_seconds = documented(
-    x_train, y_train, data.num_users, data.num_movies, **recipe, seed=run.seed,
+documented_model, documented_seconds = documented(split.train, data.num_users, data.num_movies, **recipe, seed=run.seed,
     callbacks=[EpochLog(), *run.callbacks("documented")],
 )  # fmt: skip
 
@@ -413,7 +414,7 @@ def predict(model, inputs, batch_size=5_000):
 documented_predictions = predict(documented_model, x_test)
 parts = {run.seed: error_parts(documented_predictions, y_test)}
 for seed in range(run.seed + 1, run.seed + settings.documented_seeds):
-    other, _ = documented(x_train, y_train, data.num_users, data.num_movies, **recipe, seed=seed)
+    other, _ = documented(split.train, data.num_users, data.num_movies, **recipe, seed=seed)
     parts[seed] = error_parts(predict(other, x_test), y_test)
 by_seed = pd.DataFrame(parts).T.rename_axis("seed").reset_index()
 run.show_table(by_seed, "The documented recipe with other seeds")
@@ -715,8 +716,8 @@ run.show_table(pd.DataFrame([row(name, each, y_test) for name, each in predictio
 # - Of a **movie**: its genres and its year.
 # - Of a **user**: age, gender and occupation. (Also a zip code, which we leave alone: it says
 #   more about a single person than about taste.)
-# - Of **both**: *who rated what*, whatever the stars. That somebody watched a movie at all says a lot about
-#   taste {cite}`koren2008`.
+# - Of **both**: *who rated what*, whatever the stars. Who watched a movie at all says a lot about what
+#   kind of movie it is {cite}`koren2008`.
 #
 # Every feature becomes a column of zeros and ones. Numbers such as the year are cut into ranges, so
 # that the model can like the eighties more than both the seventies and the nineties.
@@ -730,7 +731,8 @@ def one_hot(values, choices):
 
 def movie_features(movies):
     """(num_movies + 1, k): a constant, genres, and ranges of the year; row 0 is padding."""
-    genres = movies["genres"].str.get_dummies("|").to_numpy(np.float32)
+    genres = movies["genres"].str.get_dummies("|")
+    genres = genres[[name for name in genres if name]].to_numpy(np.float32)
     starts = [1940, 1950, 1960, 1970, 1980, 1985, 1990, 1993, 1994, 1995, 1996, 1997, 1998]
     years = np.digitize(
         movies["year"].astype("Float64").to_numpy(np.float64, na_value=np.nan), starts
@@ -758,29 +760,29 @@ if data.users is None:
 print(f"{x_users.shape[1]} features of a user, {x_movies.shape[1]} of a movie")
 
 # %% [markdown]
-# Who rated what is a table $R$ of zeros and ones. To the vector of a user we add the sum of vectors $z_j$
-# of the movies $j$ they rated, divided by the root of how many those are:
+# Let $U_i$ be the users who rated movie $i$, its *audience*. To the vector of a movie we add the sum of
+# vectors $t_v$ of its audience, divided by the root of how many they are:
 #
-# $$p_u' = p_u + W_U\,x_u + \frac{1}{\sqrt{|I_u|}} \sum_{j \in I_u \setminus i} z_j, \qquad
+# $$p_u' = p_u + W_U\,x_u, \qquad
 # q_i' = q_i + W_I\,x_i + \frac{1}{\sqrt{|U_i|}} \sum_{v \in U_i \setminus u} t_v .$$
 #
-# Two people who rated the same movies now start with similar vectors, even before their stars are
-# looked at; likewise two movies with the same audience. The pair to be predicted, $(u, i)$, is left out of both sums: in training
-# it is always there, in the test never, and a model would learn to rely on it.
+# Two movies with the same audience now have similar vectors, even before anybody's stars are looked
+# at. (SVD++ does the same from the other side: a user is the sum of the movies they rated
+# {cite}`koren2008`.) The user of the pair $(u, i)$ to be predicted is left out of the sum: in training they are
+# always in it, in the test never, and a model would learn to rely on that.
 #
-# What does that cost? One row of $R$ for each pair of a batch, times the matrix of all $z_j$:
-
+# What does it cost? One row of zeros and ones for each pair of a batch, as long as there are users,
+# times the matrix of all $t_v$:
 
 # %%
-multiplications = settings.batch_size * settings.dim * (data.num_users + data.num_movies)
+multiplications = settings.batch_size * (data.num_users + 1) * settings.wide
 steps = -(-len(y_train) // settings.batch_size)
-print(
-    f"{multiplications / 1e6:.0f} million multiplications a step forwards, {steps} steps an epoch,"
-)
-print(f"and twice that backwards: {3e-9 * multiplications * steps:.0f} billion an epoch")
+print(f"a step forwards: {multiplications / 1e6:.0f} million multiplications, as many additions")
+print(f"an epoch, backwards included: {6e-9 * multiplications * steps:.0f} billion operations")
 
 # %% [markdown]
-# A processor core does some tens of billions a second, so this is a matter of seconds. The sum as a layer:
+# A processor core does some tens of billions of those a second, so an epoch is a matter of a second
+# or less. The sum as a layer:
 
 
 # %%
@@ -842,12 +844,15 @@ class FeatureRankingModel(BiasedRankingModel):
             "num_movie_features": num_movie_features,
         }
         dim = self.sizes["dim"]
-        self.user_features_to_vector = layers.Dense(dim, use_bias=False)
-        self.movie_features_to_vector = layers.Dense(dim, use_bias=False)
+        self.user_features_to_vector = layers.Dense(
+            dim, use_bias=False, kernel_initializer="uniform"
+        )
+        self.movie_features_to_vector = layers.Dense(
+            dim, use_bias=False, kernel_initializer="uniform"
+        )
         self.user_features_to_bias = layers.Dense(1, use_bias=False)
         self.movie_features_to_bias = layers.Dense(1, use_bias=False)
-        self.movies_rated = SumOfOthers(num_users + 1, num_movies + 1, dim)
-        self.raters = SumOfOthers(num_movies + 1, num_users + 1, dim)
+        self.audience = SumOfOthers(num_movies + 1, num_users + 1, dim)
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -868,8 +873,7 @@ class FeatureRankingModel(BiasedRankingModel):
             layer.build((None, sizes["num_user_features"]))
         for layer in (self.movie_features_to_vector, self.movie_features_to_bias):
             layer.build((None, sizes["num_movie_features"]))
-        for layer in (self.movies_rated, self.raters):
-            layer.build(None)
+        self.audience.build(None)
 
     def adapt(self, inputs, x_users, x_movies):
         """Remember the features, and who rated what in `inputs` (training pairs only!)."""
@@ -877,14 +881,13 @@ class FeatureRankingModel(BiasedRankingModel):
         self.build([(None,), (None,)])
         self.x_users.assign(x_users)
         self.x_movies.assign(x_movies)
-        self.movies_rated.adapt(users, movies)
-        self.raters.adapt(movies, users)
+        self.audience.adapt(movies, users)
 
     def vectors(self, users, movies):
         p, q = super().vectors(users, movies)
         p += self.user_features_to_vector(ops.take(self.x_users, users, axis=0))
         q += self.movie_features_to_vector(ops.take(self.x_movies, movies, axis=0))
-        return p + self.movies_rated(users, movies), q + self.raters(movies, users)
+        return p, q + self.audience(movies, users)
 
     def biases(self, users, movies):
         return (
@@ -895,7 +898,8 @@ class FeatureRankingModel(BiasedRankingModel):
 
 
 # %% [markdown]
-# Does it help? Validation decides, as before; the test part is not touched.
+# Vectors that lean on features can be wider before they learn by heart. Does it all help? Validation
+# decides, as before; the test part is not touched.
 
 
 # %%
@@ -915,7 +919,8 @@ def new_feature_model(inputs, labels, x_users, x_movies, *, dim, dropout, seed):
     return model
 
 
-candidate = new_feature_model(x_fit, y_fit, x_users, x_movies, **size, seed=run.seed)
+wide = {"dim": settings.wide, "dropout": settings.dropout}
+candidate = new_feature_model(x_fit, y_fit, x_users, x_movies, **wide, seed=run.seed)
 history, seconds = train(
     candidate, x_fit, y_fit, **recipe, decay=best_decay, validation=(x_held, y_held),
     log=[EpochLog(every=10)],
@@ -927,7 +932,7 @@ print(f"                 with features {history['val_rmse'][-1]:.4f}, in {second
 # Now the last training of the chapter, on the whole training part, and one look at the test part:
 
 # %%
-featured = new_feature_model(x_train, y_train, x_users, x_movies, **size, seed=run.seed)
+featured = new_feature_model(x_train, y_train, x_users, x_movies, **wide, seed=run.seed)
 _, featured_seconds = train(
     featured, x_train, y_train, **recipe, decay=best_decay,
     log=[EpochLog(every=10), *run.callbacks("features")],

@@ -1,0 +1,219 @@
+"""The contracts of the ranking chapter's models: what must hold whatever the data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from chapters import definitions
+
+NUM_USERS, NUM_MOVIES = 12, 9
+CLOSED_PART = Path(__file__).parent / "ranking_scores.py"
+
+
+@pytest.fixture(scope="module")
+def chapter():
+    return definitions("ranking")
+
+
+def some_pairs(rows=64, seed=0):
+    random = np.random.default_rng(seed)
+    pairs = random.permutation(NUM_USERS * NUM_MOVIES)[:rows]
+    return (pairs // NUM_MOVIES + 1).astype(np.int32), (pairs % NUM_MOVIES + 1).astype(np.int32)
+
+
+def some_labels(rows=64, seed=1):
+    return (np.random.default_rng(seed).integers(0, 5, rows) / 4).astype(np.float32)
+
+
+def make(chapter, kind):
+    keras.utils.set_random_seed(3)
+    if kind == "documented":
+        return chapter.RankingModel(NUM_USERS, NUM_MOVIES, 4)
+    if kind == "biased":
+        return chapter.BiasedRankingModel(NUM_USERS, NUM_MOVIES, 0.6, dim=4, hidden=8)
+    random = np.random.default_rng(2)
+    x_users = random.integers(0, 2, (NUM_USERS + 1, 5)).astype(np.float32)
+    x_movies = random.integers(0, 2, (NUM_MOVIES + 1, 3)).astype(np.float32)
+    return chapter.new_feature_model(
+        some_pairs(), some_labels(), x_users, x_movies, dim=4, dropout=0.5, seed=3
+    )
+
+
+def scores(model, pairs):
+    return keras.ops.convert_to_numpy(model(pairs, training=False))
+
+
+every_model = pytest.mark.parametrize("kind", ["documented", "biased", "features"])
+made_right = pytest.mark.parametrize("kind", ["biased", "features"])
+
+
+@every_model
+def test_one_score_a_pair(chapter, kind):
+    model, pairs = make(chapter, kind), some_pairs(7)
+    assert scores(model, pairs).shape == (7, 1)
+    assert np.isfinite(scores(model, pairs)).all()
+
+
+@made_right
+def test_predictions_are_possible_ratings(chapter, kind):
+    model = make(chapter, kind)
+    model(some_pairs())
+    for name in ("user_bias", "movie_bias"):
+        layer = getattr(model, name)
+        wild = np.random.default_rng(0).normal(size=layer.get_weights()[0].shape) * 10
+        layer.set_weights([wild])
+    found = scores(model, some_pairs())
+    assert found.min() == 0
+    assert found.max() == 1
+
+
+@made_right
+def test_without_vectors_and_network_users_and_movies_still_differ(chapter, kind):
+    model, pairs, labels = make(chapter, kind), some_pairs(100), some_labels(100)
+    chapter.train(
+        model, pairs, labels, epochs=20, batch_size=50, learning_rate=0.01, decay=0.01, seed=0
+    )
+    kept = (model.user_bias, model.movie_bias)
+    silent = [layer for layer in model.layers if all(layer is not each for each in kept)]
+    for layer in silent:
+        layer.set_weights([np.zeros_like(each) for each in layer.get_weights()])
+    users = np.arange(1, NUM_USERS + 1, dtype=np.int32)
+    movies = np.arange(1, NUM_MOVIES + 1, dtype=np.int32)
+    by_user = scores(model, (users, np.ones_like(users)))
+    by_movie = scores(model, (np.ones_like(movies), movies))
+    assert len(np.unique(by_user.round(5))) > NUM_USERS / 2
+    assert len(np.unique(by_movie.round(5))) > NUM_MOVIES / 2
+
+
+@every_model
+def test_training_moves_every_weight(chapter, kind):
+    model, pairs, labels = make(chapter, kind), some_pairs(), some_labels()
+    model(pairs)
+    before = [keras.ops.convert_to_numpy(each) for each in model.trainable_weights]
+    model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse")
+    model.fit(pairs, labels, batch_size=32, epochs=5, verbose=0)
+    assert len(before) == {"documented": 8, "biased": 8, "features": 13}[kind]
+    for weight, old in zip(model.trainable_weights, before, strict=True):
+        assert np.abs(keras.ops.convert_to_numpy(weight) - old).max() > 0, weight.path
+
+
+@every_model
+def test_a_batch_can_be_learned_by_heart(chapter, kind):
+    model, pairs, labels = make(chapter, kind), some_pairs(16), some_labels(16)
+    if kind != "documented":
+        model.dropout.rate = 0.0
+    model.compile(optimizer=keras.optimizers.Adam(0.02), loss="mse")
+    history = model.fit(pairs, labels, batch_size=16, epochs=150, verbose=0)
+    assert history.history["loss"][-1] < 0.1 * history.history["loss"][0]
+
+
+@every_model
+def test_a_saved_model_predicts_the_same(chapter, kind, tmp_path):
+    model, pairs = make(chapter, kind), some_pairs()
+    expected = scores(model, pairs)
+    model.save(tmp_path / "model.keras")
+    assert np.array_equal(
+        scores(keras.saving.load_model(tmp_path / "model.keras"), pairs), expected
+    )
+
+
+def test_the_pair_itself_is_left_out_of_the_sum(chapter):
+    layer = chapter.SumOfOthers(3, 4, 2)
+    layer.build(None)
+    layer.adapt(np.array([1, 1, 2]), np.array([1, 2, 3]))
+    vectors = np.arange(8, dtype=np.float32).reshape(4, 2)
+    layer.vectors.assign(vectors)
+    rows, columns = np.array([1, 1, 1, 2], np.int32), np.array([1, 2, 3, 3], np.int32)
+    found = keras.ops.convert_to_numpy(layer(rows, columns))
+    both = vectors[1] + vectors[2]
+    expected = [vectors[2] / 2**0.5, vectors[1] / 2**0.5, both / 2**0.5, np.zeros(2)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_stars_go_there_and_back(chapter):
+    stars = np.array([1, 2, 3, 4, 5])
+    assert np.array_equal(chapter.to_stars(chapter.to_label(stars)), stars)
+
+
+def test_biases_without_shrinkage_recover_an_additive_table(chapter):
+    users, movies = (each.ravel() + 1 for each in np.indices((6, 5)))
+    random = np.random.default_rng(0)
+    labels = 0.5 + random.normal(size=7)[users] + random.normal(size=6)[movies]
+    mean, user_bias, movie_bias = chapter.fit_biases((users, movies), labels, 6, 5, shrinkage=1e-9)
+    np.testing.assert_allclose(mean + user_bias[users] + movie_bias[movies], labels, atol=1e-6)
+
+
+def test_error_parts_add_up(chapter):
+    random = np.random.default_rng(0)
+    parts = chapter.error_parts(random.random(50), random.random(50))
+    assert parts["RMSE"] ** 2 == pytest.approx(parts["offset"] ** 2 + parts["spread"] ** 2)
+
+
+def test_the_interval_holds_the_value(chapter):
+    random = np.random.default_rng(0)
+    value, low, high = chapter.with_interval(random.random(500), random.random(500))
+    assert low < value < high
+    assert high - low < 0.2 * value
+
+
+def test_features_of_movies_and_users(chapter):
+    movies = pd.DataFrame(
+        {
+            "genres": ["Action|Sci-Fi", "", "Action"],
+            "year": pd.array([1977, None, 1995], dtype="Int16"),
+        }
+    )
+    found = chapter.movie_features(movies)
+    assert (found[0] == 0).all()
+    assert found.sum(axis=1).tolist() == [0, 4, 1, 3]  # a constant, genres, a year if known
+    users = pd.DataFrame({"age": [24, 53], "gender": ["M", "F"], "occupation": ["other", "writer"]})
+    assert chapter.user_features(users, 2).sum(axis=1).tolist() == [0, 4, 4]
+    assert chapter.user_features(None, 2).tolist() == [[0], [1], [1]]
+
+
+def test_a_new_user_gets_the_ridge_solution(chapter):
+    random = np.random.default_rng(0)
+    vectors, solution = random.normal(size=(200, 3)), np.array([0.2, 1.0, -1.0, 0.5])
+    leftovers = solution[0] + vectors @ solution[1:]
+    np.testing.assert_allclose(chapter.fold_in(vectors, leftovers, ridge=1e-9), solution, atol=1e-6)
+
+
+SCORE = """
+import sys
+import numpy as np
+sys.path.insert(0, {tests!r})
+from test_chapter_ranking import definitions, make, scores, some_pairs
+found = {{}}
+for kind in ("documented", "biased", "features"):
+    model = make(definitions("ranking"), kind)
+    model(some_pairs())
+    random = np.random.default_rng(5)
+    shapes = [weights.shape for weights in model.get_weights()]
+    model.set_weights([random.normal(size=shape).astype("float32") / 4 for shape in shapes])
+    found[kind] = scores(model, some_pairs())
+np.savez({out!r}, **found)
+"""
+
+
+@pytest.mark.slow
+def test_same_weights_give_the_same_scores_on_every_backend(tmp_path):
+    found = {}
+    for backend in ("jax", "tensorflow", "torch"):
+        out = str(tmp_path / f"{backend}.npz")
+        code = SCORE.format(tests=str(Path(__file__).parent), out=out)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"KERAS_BACKEND": backend},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[backend] = dict(np.load(out))
+    for backend in ("tensorflow", "torch"):
+        for kind, expected in found["jax"].items():
+            np.testing.assert_allclose(found[backend][kind], expected, atol=1e-4, err_msg=kind)
