@@ -18,9 +18,9 @@
 # - find out why the documented model loses to arithmetic, and build one that does not;
 # - rank named movies for one user.
 #
-# The first half follows the
-# [ranking example of the Keras Recommenders series](https://keras.io/keras_rs/examples/basic_ranking/)
-# {cite}`sharma2025keras`, in our own words and code. The second half makes it right.
+# The first half follows the [ranking example of the Keras Recommenders
+# series](https://keras.io/keras_rs/examples/basic_ranking/) {cite}`sharma2025keras`, in our own words
+# and code. The second half makes it right.
 
 # %% tags=["bootstrap", "hide-cell"]
 import importlib.util
@@ -99,17 +99,17 @@ if low < 1 or high > 5:
 run.show_table(data.ratings[["user_id", "movie_id", "rating", "timestamp"]].head(3))
 
 # %% [markdown]
-# One row is one rating: who, what, how many stars, and when (in seconds since 1970). Ids count from 1;
-# id 0 stands for padding and is no movie and no user.
+# One row is one rating: who, what, how many stars, and when (in seconds since 1970). Ids count from
+# 1; id 0 stands for padding and is no movie and no user.
 
 # %% [markdown]
 # (ranking-c18)=
 # :::{admonition} Correction C18: a table does not need a framework
 # The documentation loads the ratings through TensorFlow Datasets. Version 4.9.10 of it imports
 # `importlib_resources`, but asks for it only on Python before 3.9, so that on a bare Python 3.11 the
-# first import fails. Where it works, it converts the ratings into another format first and hands them out
-# one record at a time. `load_movielens` reads the same ratings from the same archive into a table, and
-# keeps the table. (The next cell proves the first, the one after it measures the second.)
+# first import fails. Where it works, it converts the ratings into another format first and hands them
+# out one record at a time. `load_movielens` reads the same ratings from the same archive into a
+# table, and keeps the table. (The next cell proves the first, the one after it measures the second.)
 # :::
 
 # %%
@@ -172,9 +172,10 @@ times = loading_times(data.name if data.source in ("grouplens", "pypi") else "")
 run.show_table(pd.DataFrame(times.items(), columns=["the same ratings", "time to load"]))
 
 # %% [markdown]
-# The first time takes a moment, for reading and checking; after that the table is there at once. When we measured
-# TensorFlow Datasets on two processor cores, it took 36 s to prepare this data, and one pass over
-# its records 30 s.
+# The first time takes a moment, for reading and checking; after that the table is there at once. To
+# *prepare* this data for the first time, TensorFlow Datasets 4.9.10 took 36 s on two processor cores,
+# and one pass over its records another 30 s; its time in the table, where there is one, is for data
+# that is prepared, read in large batches.
 #
 # First, how are the stars spread?
 
@@ -375,12 +376,14 @@ recipe = {
     "epochs": settings.documented_epochs,
     "batch_size": settings.batch_size,
 }
-documented_model, documented_seconds = documented(split.train, data.num_users, data.num_movies, **recipe, seed=run.seed,
+documented_model, documented_seconds = documented(
+    split.train, data.num_users, data.num_movies, **recipe, seed=run.seed,
     callbacks=[EpochLog(), *run.callbacks("documented")],
 )  # fmt: skip
 
 # %% [markdown]
-# The loss falls from epoch to epoch, but that is on ratings the model has seen. What counts is the test:
+# The loss falls from epoch to epoch, but that is on ratings the model has seen. What counts is the
+# test:
 
 # %%
 test_loss, test_rmse = documented_model.evaluate(
@@ -390,8 +393,9 @@ print(f"as documented: test loss {test_loss:.4f}, RMSE {test_rmse:.4f} = {4 * te
 
 # %% [markdown]
 # The documentation reports a test loss of 0.0659 and an RMSE of 0.2568, or 1.027 stars, on
-# MovieLens 100K {cite}`sharma2025keras`. So the recipe works again. But how far can we trust its
-# third digit? Mean squared error has two sources: the mean of the misses, and their spread around it:
+# MovieLens 100K {cite}`sharma2025keras`. On that data ours should come out near it. How near, and how
+# far can we trust the third digit? An error has two sources: the mean of the misses, and their spread
+# around it:
 #
 # $$\mathrm{RMSE}^2 = \underbrace{\mathrm{mean}(\hat{y} - y)^2}_{\text{offset}^2}
 # + \underbrace{\mathrm{var}(\hat{y} - y)}_{\text{spread}^2} .$$
@@ -420,17 +424,18 @@ by_seed = pd.DataFrame(parts).T.rename_axis("seed").reset_index()
 run.show_table(by_seed, "The documented recipe with other seeds")
 
 # %% [markdown]
-# The spread hardly depends on the seed. The offset does: with steps this large, the last few batches
-# decide whether *all* predictions end up a little too high or too low, and the RMSE moves with it. It
-# is luck of the last batches. A single run of this recipe is a draw from the table above, and so is
-# the documented figure.
+# The spread hardly depends on the seed, which draws the first weights and the order of the ratings.
+# The offset does: with steps this large, the last few batches decide whether *all* predictions end up
+# a little too high or too low, and the RMSE moves with it. That is luck, and it is larger than many
+# an improvement that papers report. A single run of this recipe is one draw from the table above; so
+# is ours, and so is the documented figure.
 
 # %% [markdown]
 # (ranking-c2)=
 # :::{admonition} Correction C2: stars are one plus four times the prediction
 # The documentation turns a prediction $p$ back into stars as $5p$, and its text calls the ratings "0
-# to 4". Ratings are 1 to 5, the label is $(r - 1) / 4$, so the way back is $1 + 4p$. The two differ by
-# exactly $(1 + 4p) - 5p = 1 - p$ stars: little for a favourite, a whole star for the worst movie.
+# to 4". Ratings are 1 to 5, the label is $(r - 1) / 4$, so the way back is $1 + 4p$. The two differ
+# by exactly $(1 + 4p) - 5p = 1 - p$ stars: little for a favourite, a whole star for the worst movie.
 # :::
 
 # %% tags=["nbval-check-output"]
@@ -441,7 +446,8 @@ print("as documented, 5p  ", (5 * label).tolist())
 print("too few by 1 - p   ", (to_stars(label) - 5 * label).tolist())
 
 # %% [markdown]
-# The documented formula shows a one-star rating as zero stars, a rating nobody can give. On our test part:
+# The documented formula shows a one-star rating as zero stars, a rating nobody can give. On our test
+# part:
 
 # %%
 too_few = float(np.mean(to_stars(documented_predictions) - 5 * documented_predictions))
@@ -530,10 +536,10 @@ predictions = {
 run.show_table(pd.DataFrame([row(name, each, y_test) for name, each in predictions.items()]))
 
 # %% [markdown]
-# The interval comes from the [bootstrap](../book/glossary.md): draw as many test ratings as there are,
-# with replacement, compute the RMSE, and repeat a thousand times; 95 % of the results lie inside
-# {cite}`efron1979`. On MovieLens the verdict is clear. Two averages per rating, fitted in
-# milliseconds, beat the neural network: it improves on "always say the average" by less than they do.
+# The interval comes from the [bootstrap](../book/glossary.md): draw as many test ratings as there
+# are, with replacement, compute the RMSE, and repeat a thousand times; 95 % of the results lie inside
+# {cite}`efron1979`. On MovieLens 100K the verdict is clear: two averages per rating, fitted in
+# milliseconds, beat the neural network by a wide margin.
 #
 # ## Made right, with the same two ids
 #
@@ -704,10 +710,11 @@ predictions["made right, ids only"] = predict(biased, x_test)
 run.show_table(pd.DataFrame([row(name, each, y_test) for name, each in predictions.items()]))
 
 # %% [markdown]
-# The same two ids, the same data, and now the network is ahead of the biases, and far ahead of the
-# documented model. None of its remedies is new or deep. For scale, with the same number of
-# ratings held out: Surprise's table has 0.934 stars for SVD (which is our formula without $f$) and 0.919 for SVD++
-# {cite}`hug2020`; a graph network reached 0.905 to 0.910 on a fixed split of the same ratings {cite}`berg2017`.
+# The same two ids, the same data, and on MovieLens 100K the network is now ahead of the biases, and
+# far ahead of the documented model. None of its remedies is new or deep. For scale, on the same
+# ratings (but other splits of them): Surprise's table has 0.934 stars for SVD, which is our formula
+# without $f$, and 0.919 for SVD++ {cite}`hug2020`; a graph network reached 0.905 to 0.910 on a fixed
+# split {cite}`berg2017`.
 #
 # ## Made right, with all we know
 #
@@ -760,16 +767,16 @@ if data.users is None:
 print(f"{x_users.shape[1]} features of a user, {x_movies.shape[1]} of a movie")
 
 # %% [markdown]
-# Let $U_i$ be the users who rated movie $i$, its *audience*. To the vector of a movie we add the sum of
-# vectors $t_v$ of its audience, divided by the root of how many they are:
+# Let $U_i$ be the users who rated movie $i$, its *audience*. To the vector of a movie we add the sum
+# of vectors $t_v$ of its audience, divided by the root of how many they are:
 #
 # $$p_u' = p_u + W_U\,x_u, \qquad
 # q_i' = q_i + W_I\,x_i + \frac{1}{\sqrt{|U_i|}} \sum_{v \in U_i \setminus u} t_v .$$
 #
 # Two movies with the same audience now have similar vectors, even before anybody's stars are looked
 # at. (SVD++ does the same from the other side: a user is the sum of the movies they rated
-# {cite}`koren2008`.) The user of the pair $(u, i)$ to be predicted is left out of the sum: in training they are
-# always in it, in the test never, and a model would learn to rely on that.
+# {cite}`koren2008`.) The user of the pair $(u, i)$ to be predicted is left out of the sum: in
+# training they are always in it, in the test never, and a model would learn to rely on that.
 #
 # What does it cost? One row of zeros and ones for each pair of a batch, as long as there are users,
 # times the matrix of all $t_v$:
@@ -898,8 +905,8 @@ class FeatureRankingModel(BiasedRankingModel):
 
 
 # %% [markdown]
-# Vectors that lean on features can be wider before they learn by heart. Does it all help? Validation
-# decides, as before; the test part is not touched.
+# Vectors that lean on features can be wider before they learn by heart, so we make them so. Does it
+# all help? Validation decides, as before; the test part is not touched.
 
 
 # %%
@@ -963,13 +970,14 @@ run.fact("documented_stars_lost", 4 * (with_interval(predictions["as documented"
     - with_interval(predictions["made right, with features"], y_test, 1)[0]))  # fmt: skip
 
 # %% [markdown]
-# Every line of the table is the same split, the same test ratings, the same unit. Read the intervals before you
-# believe a difference; all models face the same ratings, so two lines can differ reliably even where their intervals touch.
+# Every line of the table has the same split, the same test ratings and the same unit. Read the
+# intervals before you believe a difference. All models face the same ratings, though, and err on the
+# same hard ones: so two lines can differ reliably even where their intervals overlap.
 #
 # ## Rank named movies for one user
 #
-# The documentation ends with three movies for user 42. Here they are, by title (and if your data has no
-# such titles, its most popular movies stand in for them):
+# The documentation ends with three movies for user 42. Here they are, by title (and if your data has
+# no such titles, its most popular movies stand in for them):
 
 # %%
 wanted = [
@@ -1004,9 +1012,9 @@ run.show_table(
 )
 
 # %% [markdown]
-# Sorted by predicted stars: that is the ranking. The last two columns are the documented model, read the right way
-# and the documented way. Whatever the stars, only their order matters to the user of a
-# recommender, and an order is not what the squared error measures. The later chapters measure it.
+# Sorted by predicted stars: that is the ranking. The last two columns are the documented model, read
+# the right way and the documented way. To the visitor of a shop only the order matters, and an order
+# is not what the squared error measures. The next chapters measure it.
 
 # %% [markdown]
 # ## Exercises
@@ -1048,10 +1056,9 @@ run.show_table(pd.DataFrame(lines))
 
 # %% [markdown]
 # :::{exercise} ★★ Where do the features help?
-# :label: ranking-ex2
-# Cut the test ratings into four equal parts by how often their movie is rated in the *training* part.
-# Plot the RMSE in stars of the biases, of the model with ids only and of the model with features in each
-# part. Before you run it: where do you expect the largest gain?
+# :label: ranking-ex2 Cut the test ratings into four equal parts by how often their movie is rated in
+# the *training* part. Plot the RMSE in stars of the biases, of the model with ids only and of the
+# model with features in each part. Before you run it: where do you expect the largest gain?
 # :::
 
 # %% [markdown]
@@ -1108,9 +1115,9 @@ for name, each in (
     print(f"{name:25} {4 * error_parts(each, y_test)['RMSE']:.3f} stars")
 
 # %% [markdown]
-# They were learned together with the rest, which has taken over a part of their work: a user's vector and the
-# network can shift all of the user's predictions too. Alone they are not the best biases, together
-# with the rest they are.
+# They were learned together with the rest, which has taken over a part of their work: a user's vector
+# and the network can shift all of the user's predictions too. So the biases alone need not be the
+# best biases; they are only a part of the model.
 
 # %% [markdown]
 # :::{solution-end}
@@ -1118,11 +1125,11 @@ for name, each in (
 
 # %% [markdown]
 # :::{exercise} ★★★ A new user
-# :label: ranking-ex4
-# A user registers and rates ten movies. Training again for each newcomer is too slow. Keep all movies'
-# vectors $q_i$ and biases $b_i$ of the ids-only model, leave $f$ out, and solve for the newcomer's $p$ and
-# $b$ by ridge regression: minimise $\sum_i (y_i - \mu - b_i - b - p^\top q_i)^2 + \lambda (b^2 + |p|^2)$. Test it: pretend that
-# some user with many ratings is new, fit on ten of the ratings and predict the others.
+# :label: ranking-ex4 A user registers and rates ten movies. Training again for each newcomer is too
+# slow. Keep all movies' vectors $q_i$ and biases $b_i$ of the ids-only model, leave $f$ out, and
+# solve for the newcomer's $p$ and $b$ by ridge regression: minimise $\sum_i (y_i - \mu - b_i - b -
+# p^\top q_i)^2 + \lambda (b^2 + |p|^2)$. Test it: pretend that some user with many ratings is new,
+# fit on ten of the ratings and predict the others.
 # :::
 
 # %% [markdown]
@@ -1180,8 +1187,9 @@ for name, misses in (("nothing known", before), ("ten ratings known", after)):
 # - A label in $[0, 1]$ goes back to stars by $1 + 4p$.
 # - A figure alone says nothing. Put it beside baselines, give it an interval, and train with more than one seed:
 #   the documented figure is a draw from a wide distribution.
-# - Two averages per rating beat a plain neural network on this data. Build what is known to be true
-#   into the model (addition of biases, match by dot product), and hold back the rest with decay and dropout.
+# - On MovieLens 100K two averages per rating beat a plain neural network. Build what is known to be
+#   true into the model (addition of biases, match by dot product), and hold back the rest with decay and
+#   dropout.
 # - Settings are chosen on validation; the test part is looked at once.
 # - What somebody watched tells about their taste even without the stars.
 #
@@ -1189,8 +1197,8 @@ for name, misses in (("nothing known", before), ("ten ratings known", after)):
 #
 # ## References
 #
-# Recipe and documented figures: {cite}`sharma2025keras`. Data: {cite}`harper2015`. Biases, dot products and
-# implicit feedback: {cite}`koren2009,koren2008`. Published figures for scale:
+# Recipe and documented figures: {cite}`sharma2025keras`. Data: {cite}`harper2015`. Biases, dot
+# products and implicit feedback: {cite}`koren2009,koren2008`. Published figures for scale:
 # {cite}`hug2020,berg2017`. All entries are on the [references page](../book/references.md).
 
 # %%
