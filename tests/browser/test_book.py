@@ -107,7 +107,7 @@ def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
             page = context.new_page()
             watch(page, site, seen)
             page.goto(f"{site}{name}.html")
-            page.evaluate("window.MathJax?.startup?.promise")
+            page.evaluate("window.MathJax?.startup?.promise.then(() => true)")
             seen.violations[mode] = violations(page)
             if mode == "light":
                 for size in (DESK, PHONE):
