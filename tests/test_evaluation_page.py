@@ -1,0 +1,148 @@
+"""The numbers of the book's evaluation page are recomputed from the page itself."""
+
+import contextlib
+import io
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rectutor.evaluation import evaluate
+from rectutor.splits import leave_one_out
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "book" / "evaluation.md").read_text(encoding="utf-8")
+FIGURE = (ROOT / "book" / "_static" / "timelines.svg").read_text(encoding="utf-8")
+PROSE = " ".join(PAGE.split())
+IDS = {letter: number for number, letter in enumerate("ABCDEF", start=1)}
+USERS = ["Ann", "Ben", "Cem"]
+
+
+def table(first_cell):
+    """The Markdown table whose header begins with `first_cell`, as a list of rows of cells."""
+    lines = PAGE.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {first_cell} |"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip(" *") for cell in line.strip("|").split("|")])
+    return [rows[0], *rows[2:]]
+
+
+def timelines():
+    """What the figure says each user watched, from its alternative text."""
+    label = re.search(r'aria-label="([^"]*)"', FIGURE)[1]
+    return {
+        name: re.findall(r"\b[A-F]\b", text)
+        for name, text in re.findall(r"(Ann|Ben|Cem|Dia)(?::| has)([^.]*)\.", label)
+    }
+
+
+@pytest.fixture(scope="module")
+def split():
+    rows = [
+        (user, IDS[movie])
+        for user, movies in enumerate(timelines().values(), start=1)
+        for movie in movies
+    ]
+    ratings = pd.DataFrame(rows, columns=["user_id", "movie_id"])
+    return leave_one_out(ratings.assign(timestamp=np.arange(len(rows))))
+
+
+@pytest.fixture(scope="module")
+def recommender():
+    scores = np.zeros((4, 7))
+    for row, cells in enumerate(table("scores")[1:], start=1):
+        scores[row, 1:] = [float(cell) for cell in cells[1:7]]
+    return lambda queries: scores[queries.user_ids]
+
+
+def test_the_figure_the_table_and_the_code_tell_the_same_story(split):
+    watched = timelines()
+    assert list(watched) == [*USERS, "Dia"]
+    drawn = re.findall(r'class="rp-name"[^>]*>(\w+)<', FIGURE)
+    assert drawn == [word for name, movies in watched.items() for word in (name, *movies)]
+    for row in table("scores")[1:]:
+        *seen, target = watched[row[0]]
+        assert (row[7].split(), row[8]) == (sorted(seen), target)
+    in_code = eval(re.search(r"watched = (\{.*?\})", PAGE)[1])
+    assert list(in_code.values()) == [[IDS[m] for m in movies] for movies in watched.values()]
+    assert split.test["user_id"].tolist() == [1, 2, 3]
+
+
+def test_the_table_of_lists_follows_from_the_table_of_scores(recommender, split):
+    """By the page's own words: cross out the seen, sort, the target last among equals."""
+    scores = {
+        row[0]: dict(zip("ABCDEF", map(float, row[1:7]), strict=True))
+        for row in table("scores")[1:]
+    }
+    given = {row[0]: (row[7].split(), row[8]) for row in table("scores")[1:]}
+    result = evaluate(recommender, split, k=2)
+    rows = table("user")[1:]
+    columns = {"hit": "hit_rate", "NDCG": "ndcg", "MRR": "mrr"}
+    for place, (name, rest, best, rank, *metrics) in enumerate(rows[:-1]):
+        seen, target = given[name]
+        left = [movie for movie in "ABCDEF" if movie not in seen]
+        ordered = sorted(left, key=lambda m: (-scores[name][m], m == target, m))
+        assert rest.split() == ordered
+        assert best.split() == ordered[:2]
+        assert [IDS[movie] for movie in best.split()] == result.recommendations[place].tolist()
+        r = ordered.index(target) + 1
+        assert int(rank) == r
+        expected = (int(r <= 2), (r <= 2) / math.log2(r + 1), (r <= 2) / r)
+        assert [float(cell) for cell in metrics] == [round(value, 3) for value in expected]
+        for value, key in zip(expected, columns.values(), strict=True):
+            assert result.per_user[key][place] == pytest.approx(value)
+    means = [float(cell) for cell in rows[-1][4:]]
+    assert means == [round(getattr(result, key), 3) for key in columns.values()]
+    assert float(re.search(r"four different movies of six: (\d\.\d+)", PROSE)[1]) == round(
+        result.coverage, 3
+    )
+
+
+def test_the_lists_with_seen_movies(recommender, split):
+    result = evaluate(recommender, split, k=2, exclude_seen=False)
+    lists = re.search(
+        r"Ann's list would be (\w \w), Ben's (\w \w) and Cem's (\w \w): one hit", PROSE
+    )
+    assert [[IDS[m] for m in row.split()] for row in lists.groups()] == (
+        result.recommendations.tolist()
+    )
+    assert result.per_user["hit_rate"].sum() == 1
+
+
+def test_the_interval_of_three_users(recommender, split):
+    interval = evaluate(recommender, split, k=2).metrics["hit_rate"]
+    assert "the interval of the hit rate is 0 to 1." in PROSE
+    assert (interval.low, interval.high) == (0.0, 1.0)
+
+
+def test_the_code_on_the_page_runs_and_agrees_with_its_table():
+    code = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+    printed = io.StringIO()
+    names: dict = {}
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "book/evaluation.md", "exec"), names)
+    for cells, row in zip(table("scores")[1:], names["scores"], strict=True):
+        assert [float(cell) for cell in cells[1:7]] == row[1:].tolist()
+    for heading, mean in zip(("HR@2", "NDCG@2", "MRR@2"), table("user")[-1][4:], strict=True):
+        assert re.search(rf"{heading}\s+{mean} \[", printed.getvalue())
+
+
+def test_the_arithmetic_in_the_prose():
+    place, movies, rivals = (
+        int(number.replace(",", ""))
+        for number in re.search(
+            r"place (\d+) of ([\d,]+) movies.* But of (\d+) random", PROSE
+        ).groups()
+    )
+    ahead = float(re.search(r"rivals only (\d\.\d) are expected", PROSE)[1])
+    assert ahead == round((place - 1) * rivals / (movies - 1), 1)
+    p = float(re.search(r"At \$p = (0\.\d+)\$", PROSE)[1])
+    for half, users in re.findall(r"± (0\.\d+) for the ([\d,]+)", PROSE):
+        users = int(users.replace(",", ""))
+        assert float(half) == round(1.96 * math.sqrt(p * (1 - p) / users), 3)
