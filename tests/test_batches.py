@@ -186,6 +186,7 @@ def test_without_tensorflow_an_epoch_is_served_in_order_whatever_is_asked(monkey
     assert batches[2][0].tolist() == [8, 9]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "words"),
     [

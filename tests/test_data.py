@@ -82,6 +82,7 @@ def test_require_names_everything_that_is_lacking_and_the_remedy():
     assert "interactions;" not in message
 
 
+@pytest.mark.bad_input
 def test_require_knows_its_words():
     with pytest.raises(ValueError, match=r"require\('stars'\).*ratings, timestamps"):
         data.synthetic(5, 4, 12, seed=0).require("stars")
@@ -210,6 +211,7 @@ def test_synthetic_popularity_is_skewed():
     assert counts.iloc[:100].sum() > 0.3 * 30_000
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("users", "movies", "ratings"),
     [(1, 1, 1), (1, 7, 7), (9, 1, 9), (5, 4, 20), (3, 100, 3), (40, 5, 111), (2, 3, 5)],
@@ -239,6 +241,7 @@ def test_synthetic_users_are_made_in_blocks_of_bounded_memory(monkeypatch):
     assert made.ratings["user_id"].value_counts().sum() == 600
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -299,6 +302,8 @@ def test_numeric_ids_are_numbered_in_their_own_order():
     assert list(made.titles[1:]) == ["3", "20", "100"]
 
 
+@pytest.mark.bad_input
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "ids",
     [
@@ -341,6 +346,7 @@ def test_the_frame_is_left_alone_and_its_index_does_not_matter():
     assert made.ratings["rating"].tolist() == [5, 4, 3, 1]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("stars", "kind", "expected"),
     [
@@ -360,6 +366,7 @@ def test_ratings_take_the_smallest_type_that_keeps_them(stars, kind, expected):
     assert made.ratings["rating"].tolist() == expected
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("when", "expected"),
     [
@@ -390,6 +397,8 @@ UNICODE_TROUBLE = [
 ]
 
 
+@pytest.mark.bad_input
+@pytest.mark.bad_input
 def test_titles_with_every_unicode_trouble_are_kept():
     count = len(UNICODE_TROUBLE)
     frame = pd.DataFrame(
@@ -405,6 +414,7 @@ def test_missing_titles_are_the_ids_and_others_are_text():
     assert list(made.titles[1:]) == ["ale", "jam", "7"]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("frame", "changes", "error", "words"),
     [
@@ -463,6 +473,7 @@ def test_from_dataframe_names_what_is_wrong(frame, changes, error, words):
         load(frame, **changes)
 
 
+@pytest.mark.bad_input
 @given(
     st.lists(
         st.tuples(

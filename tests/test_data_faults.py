@@ -20,6 +20,8 @@ import pytest
 
 from rectutor import _cache, _sources, data
 
+pytestmark = pytest.mark.fault
+
 MEMBERS = files.files_100k()
 CONTENT = files.zipped(MEMBERS)
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from pathlib import Path
 
@@ -151,6 +152,7 @@ def test_synthetic_can_be_asked_for_without_a_warning():
     assert made.source == "synthetic"
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -301,6 +303,17 @@ def test_the_real_100k_has_the_published_counts(real):
     assert loaded.titles[50] == "Star Wars (1977)"
     assert loaded.titles[543] == "Misérables, Les (1995)"
     assert loaded.movies.loc[loaded.movies["year"].isna(), "title"].tolist() == ["unknown"]
+
+
+@needs_the_archive
+def test_loading_is_quick_from_the_archive_and_at_once_from_the_cache(real):
+    def seconds():
+        started = time.process_time()
+        data.load_movielens("100k")
+        return time.process_time() - started
+
+    assert seconds() < 1.0
+    assert min(seconds() for _ in range(5)) < 0.05
 
 
 @needs_the_archive
