@@ -668,10 +668,25 @@ def _top_k(scores: np.ndarray, k: int, put_last: np.ndarray | None = None) -> np
     return np.take_along_axis(ids, order, axis=1).astype(np.int32)
 
 
+def discounts(k: int) -> np.ndarray:
+    """What a target is worth at each place of a list: `1 / log2(place + 1)`, `(k,)`.
+
+    Source: Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques" (ACM TOIS
+    2002).
+
+    Example:
+        >>> discounts(3).round(3).tolist()
+        [1.0, 0.631, 0.5]
+    """
+    places = np.arange(1, k + 1)
+    weights: np.ndarray = 1 / np.log2(places + 1)
+    return weights
+
+
 def _metrics(hits: np.ndarray, num_targets: np.ndarray) -> dict[str, np.ndarray]:
     """Hit rate, NDCG and MRR of each user, `(U,)`, from who is a target in the lists `(U, k)`."""
     k = hits.shape[1]
-    gains = 1 / np.log2(np.arange(2, k + 2))
+    gains = discounts(k)
     best = np.cumsum(gains)[np.minimum(num_targets, k) - 1]
     any_hit = hits.any(axis=1)
     return {

@@ -19,6 +19,7 @@ from rectutor.evaluation import (
     Interval,
     Queries,
     compare,
+    discounts,
     evaluate,
     queries_for,
     recommend,
@@ -131,6 +132,12 @@ def test_metrics_of_a_target_at_a_known_rank(rank):
     assert result.mrr == pytest.approx(1 / rank)
     assert result.ndcg == pytest.approx([1.0, 0.6309297535714575, 0.5][rank - 1])
     assert result.recommendations[0].tolist().index(4) == rank - 1
+
+
+def test_the_logarithm_of_ndcg_has_base_two():
+    """Another base cancels against the best possible list, so look at the discounts themselves."""
+    np.testing.assert_allclose(discounts(7), [1 / math.log2(place + 1) for place in range(1, 8)])
+    assert discounts(1).tolist() == [1.0]
 
 
 def test_a_target_at_rank_k_is_a_hit_and_at_rank_k_plus_one_is_not():
