@@ -502,6 +502,29 @@ def test_a_cache_file_that_pyarrow_cannot_read_is_built_anew(cached):
     assert right(data.load_movielens("100k"))
 
 
+def test_what_a_killed_process_left_is_cleared_away(archive):
+    archive(CONTENT)
+    file = _cache.path("100k", "grouplens")
+    file.parent.mkdir(parents=True)
+    file.with_name(f"{file.name}.99999.tmp").write_bytes(b"half")
+    assert right(data.load_movielens("100k"))
+    assert not list(file.parent.glob("*.tmp"))
+
+
+def test_a_verified_archive_that_the_parser_refuses_is_an_error_too(monkeypatch, archive):
+    members = MEMBERS | {"ml-100k/u.data": b"1\t1\tgood\t5\n"}
+    files.expect(monkeypatch, files.zipped(members), members)
+    archive(files.zipped(members))
+    with pytest.raises(_sources.CorruptError, match=r"cannot be parsed: .*column 'rating'"):
+        _sources.from_archives("100k")
+
+
+def test_a_folder_without_the_archive_is_passed_over(grouplens, monkeypatch, tmp_path):
+    monkeypatch.setenv("RECTUTOR_ARCHIVES", str(tmp_path))
+    grouplens(lambda handler: files.send(handler, CONTENT))
+    assert right(data.load_movielens("100k"))
+
+
 def test_a_folder_in_the_place_of_the_cache_file(archive, caplog):
     archive(CONTENT)
     file = _cache.path("100k", "grouplens")
