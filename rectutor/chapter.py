@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from rectutor import results
+from rectutor._batches import _silent_stderr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +29,22 @@ def in_notebook() -> bool:
     """Whether the code runs in a Jupyter kernel (and not in a script or a plain shell)."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def load_quietly(package: str) -> None:
+    """Import a package whose C++ parts chat past Python's streams, and drop what they say.
+
+    Do this before the plain `import` of KerasHub: it loads TensorFlow, whose start-up messages
+    would end up in the notebook.
+
+    Args:
+        package: the name to import.
+
+    Raises:
+        ImportError: there is no such package.
+    """
+    with _silent_stderr():
+        importlib.import_module(package)
 
 
 def start(name: str) -> Run:

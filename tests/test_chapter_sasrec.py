@@ -1,0 +1,449 @@
+"""What the SASRec chapter's own classes and functions promise, on small synthetic data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chapters import definitions
+from numpy.testing import assert_allclose, assert_array_equal
+
+from rectutor import PADDING_ID
+from rectutor.baselines import Popularity
+from rectutor.data import synthetic, synthetic_oracle
+from rectutor.evaluation import evaluate, queries_for, recommend
+from rectutor.sequences import Histories, histories, training_windows
+from rectutor.splits import leave_one_out
+
+NUM_MOVIES, CONTEXT = 30, 8
+
+
+@pytest.fixture(scope="module")
+def chapter():
+    return definitions("sasrec")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Histories of 8, 5 and 2 movies, padded before."""
+    rng = np.random.default_rng(0)
+    result = np.zeros((3, CONTEXT), np.int32)
+    for row, length in enumerate([8, 5, 2]):
+        result[row, CONTEXT - length :] = rng.permutation(NUM_MOVIES)[:length] + 1
+    return result
+
+
+def make(chapter, kind="SASRec", **changes):
+    import keras
+
+    keras.utils.set_random_seed(7)
+    settings = {"width": 16, "blocks": 2, "heads": 2, "dropout": 0.0, **changes}
+    model = getattr(chapter, kind)(NUM_MOVIES, CONTEXT, **settings)
+    model.build((None, CONTEXT))
+    return model
+
+
+def states(model, item_ids):
+    import keras
+
+    return keras.ops.convert_to_numpy(model(item_ids))
+
+
+BOTH = pytest.mark.parametrize("kind", ["DocumentedSASRec", "SASRec"])
+
+
+NEAR = pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("DocumentedSASRec", {}), ("SASRec", {}), ("SASRec", {"near": 2})],
+)
+
+
+@NEAR
+def test_changing_a_later_movie_changes_no_earlier_state(chapter, rows, kind, changes):
+    model = make(chapter, kind, **changes)
+    before = states(model, rows)
+    for place in [3, 7]:
+        changed = rows.copy()
+        changed[:, place] = changed[:, place] % NUM_MOVIES + 1
+        after = states(model, changed)
+        real = rows[:, :place] != PADDING_ID
+        assert_allclose(after[:, :place][real], before[:, :place][real], atol=1e-5)
+        assert np.abs(after[0, place] - before[0, place]).max() > 1e-3
+
+
+@pytest.mark.parametrize("near", [0, 3])
+def test_padding_on_either_side_gives_the_same_states(chapter, rows, near):
+    model = make(chapter, near=near)
+    left = states(model, rows)
+    for row, length in enumerate([8, 5, 2]):
+        after = np.zeros_like(rows[:1])
+        after[0, :length] = rows[row, CONTEXT - length :]
+        right = states(model, after)[0, :length]
+        assert_allclose(right, left[row, CONTEXT - length :], atol=1e-5)
+
+
+def test_a_longer_row_of_padding_changes_nothing(chapter, rows):
+    model = make(chapter)
+    longer = np.concatenate([np.zeros((3, 4), np.int32), rows], axis=1)
+    assert_allclose(states(model, longer)[:, -1], states(model, rows)[:, -1], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def split():
+    data = synthetic(60, NUM_MOVIES, 700, seed=3)
+    return leave_one_out(data.ratings)
+
+
+def test_neither_padding_nor_a_seen_movie_is_recommended(chapter, split):
+    model = make(chapter)
+    queries = queries_for(split)
+    k = NUM_MOVIES - int(queries.lengths.max())
+    lists = recommend(chapter.score_latest_movies(model), queries, k=k)
+    assert (lists != PADDING_ID).all()
+    for row, movies in enumerate(lists):
+        assert not set(movies) & set(queries.histories[row])
+        assert len(set(movies)) == k
+
+
+def log_sum_exp(scores):
+    top = scores.max(axis=-1, keepdims=True)
+    return (top + np.log(np.exp(scores - top).sum(axis=-1, keepdims=True)))[..., 0]
+
+
+def sigmoid(x):
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def loss_of(model, inputs, targets):
+    return float(model.compute_loss(inputs, targets, model(inputs)))
+
+
+@pytest.fixture(scope="module")
+def targets(rows):
+    rng = np.random.default_rng(1)
+    drawn = rng.integers(1, NUM_MOVIES + 1, rows.shape)
+    return np.where(rows != PADDING_ID, drawn, PADDING_ID).astype(np.int32)
+
+
+def reference(model, rows):
+    """States and the movie table, in double precision."""
+    import keras
+
+    table = keras.ops.convert_to_numpy(model.movies.embeddings).astype(np.float64)
+    return states(model, rows).astype(np.float64), table
+
+
+@pytest.mark.parametrize(("ahead", "fade"), [(1, 0.6), (3, 0.5), (20, 1.0)])
+def test_the_softmax_loss_is_that_of_numpy(chapter, rows, targets, ahead, fade):
+    model = make(chapter, ahead=ahead, fade=fade)
+    h, table = reference(model, rows)
+    scores = h @ table.T
+    losses = []
+    for b, t in np.argwhere(targets != PADDING_ID):
+        log_p = scores[b, t] - log_sum_exp(scores[b, t, 1:])
+        window = targets[b, t : t + ahead]
+        weights = fade ** np.arange(len(window)) * (window != PADDING_ID)
+        losses.append(-(weights * log_p[window]).sum() / weights.sum())
+    assert_allclose(loss_of(model, rows, targets), np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "beta"), [(1, 1.0), (4, 1.0), (4, 0.3)])
+def test_the_two_way_loss_is_that_of_numpy(chapter, rows, targets, count, beta):
+    model = make(chapter, "SampledSASRec", beta=beta)
+    negatives = np.random.default_rng(2).integers(1, NUM_MOVIES + 1, (*rows.shape, count))
+    h, table = reference(model, rows)
+    positive = (h * table[targets]).sum(axis=-1)
+    negative = (h[:, :, None] * table[negatives]).sum(axis=-1)
+    each = -beta * np.log(sigmoid(positive)) - np.log(1 - sigmoid(negative)).sum(axis=-1)
+    expected = each[targets != PADDING_ID].mean() / 2
+    found = loss_of(model, rows, {"targets": targets, "negatives": negatives.astype(np.int32)})
+    assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_documented_loss_is_that_of_numpy(chapter, rows, targets):
+    model = make(chapter, "DocumentedSASRec")
+    negatives = np.random.default_rng(2).integers(1, NUM_MOVIES + 1, rows.shape).astype(np.int32)
+    h, table = reference(model, rows)
+    positive, negative = (h * table[targets]).sum(-1), (h * table[negatives]).sum(-1)
+    real = targets != PADDING_ID
+    terms = np.concatenate([np.log(sigmoid(positive[real])), np.log(sigmoid(-negative[real]))])
+    y = {"positives": targets, "negatives": negatives, "weights": real.astype("float32")}
+    assert_allclose(loss_of(model, rows, y), -terms.mean(), rtol=1e-5)
+
+
+def test_the_documented_model_holds_a_penalty_its_loss_leaves_out(chapter):
+    assert float(sum(make(chapter, "DocumentedSASRec").losses)) > 0
+
+
+def test_the_sampled_softmax_is_that_of_numpy_and_skips_accidental_hits(chapter):
+    rng = np.random.default_rng(3)
+    positive, negative = rng.normal(size=5), rng.normal(size=(5, 4))
+    targets, drawn = np.array([3, 9, 0, 5, 9]), np.array([9, 1, 1, 2])
+    losses = []
+    for n in [0, 1, 3, 4]:
+        kept = negative[n][drawn != targets[n]]
+        losses.append(log_sum_exp(np.append(kept, positive[n])) - positive[n])
+    found = chapter.sampled_softmax_loss(
+        positive.astype("float32"), negative.astype("float32"), targets, drawn
+    )
+    assert_allclose(float(found), np.mean(losses), rtol=1e-5)
+
+
+def test_gbce_with_all_movies_drawn_is_plain_bce_and_calibration_0_too(chapter):
+    assert chapter.gbce_beta(99, 100, calibration=1.0) == pytest.approx(1.0)
+    assert chapter.gbce_beta(10, 100, calibration=0.0) == pytest.approx(1.0)
+    assert 0 < chapter.gbce_beta(16, 1682) < 1
+
+
+@BOTH
+def test_gradients_reach_every_weight(chapter, rows, targets, kind):
+    import keras
+
+    model = make(chapter, kind)
+    rng = np.random.default_rng(4)
+    for weight in model.trainable_weights:  # nothing may hide behind a zero or a one
+        weight.assign(rng.normal(0.0, 0.3, weight.shape))
+    y = targets
+    if kind == "DocumentedSASRec":
+        real = (targets != PADDING_ID).astype("float32")
+        y = {"positives": targets, "negatives": targets[:, ::-1].copy(), "weights": real}
+    before = [keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights]
+    model.compile(optimizer=keras.optimizers.SGD(1.0))
+    model.train_on_batch(rows, y)
+    for weight, old in zip(model.trainable_weights, before, strict=True):
+        if weight.path.endswith("key/bias"):
+            continue  # shifts all scores of a query alike, which the softmax ignores
+        moved = np.abs(keras.ops.convert_to_numpy(weight) - old).max()
+        assert moved > 1e-6, f"{weight.path} does not learn"
+
+
+@pytest.mark.parametrize("kind", ["DocumentedSASRec", "SASRec", "SampledSASRec"])
+def test_a_saved_model_comes_back_with_the_same_states(chapter, rows, tmp_path, kind):
+    import keras
+
+    model = make(chapter, kind)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.get_config() == model.get_config()
+    assert_array_equal(states(loaded, rows), states(model, rows))
+
+
+def test_one_batch_is_learned_by_heart(chapter):
+    import keras
+
+    rng = np.random.default_rng(5)
+    sequences = np.stack([rng.permutation(NUM_MOVIES)[: CONTEXT + 1] + 1 for _ in range(6)])
+    inputs, targets = sequences[:, :-1].astype(np.int32), sequences[:, 1:].astype(np.int32)
+    model = make(chapter, width=32)
+    model.compile(optimizer=keras.optimizers.Adam(0.01))
+    log = model.fit(inputs, targets, batch_size=6, epochs=150, verbose=0)
+    assert log.history["loss"][-1] < 0.02
+    assert (states(model, inputs) @ model.movies.embeddings[1:].T).argmax(-1)[:, -1].tolist() == (
+        targets[:, -1] - 1
+    ).tolist()
+
+
+def test_the_markov_order_of_synthetic_data_is_recovered(chapter):
+    import keras
+
+    data = synthetic(500, 100, 20_000, seed=5)
+    split = leave_one_out(data.ratings)
+    law = synthetic_oracle(500, 100, seed=5)
+
+    def oracle(queries):
+        return law.probabilities(queries.user_ids, queries.last(1)[:, 0])
+
+    keras.utils.set_random_seed(5)
+    model = chapter.SASRec(100, 20, width=32, heads=1, dropout=0.1, near=2)
+    model.compile(optimizer=keras.optimizers.Adam(0.005))
+    known = histories(split.train, num_users=split.num_users)
+    inputs, targets = training_windows(known, 20)
+    model.fit(inputs, targets, batch_size=64, epochs=20, verbose=0)
+    found = evaluate(chapter.score_latest_movies(model), split)
+    best = evaluate(oracle, split)
+    popularity = evaluate(Popularity().fit(split), split)
+    assert found.hit_rate > 0.8 * best.hit_rate
+    assert found.ndcg > 0.8 * best.ndcg
+    assert found.ndcg > 1.5 * popularity.ndcg
+
+
+def test_documented_arrays_cut_the_end_and_weigh_the_last_target(chapter):
+    sequences = Histories(np.arange(1, 8, dtype=np.int32), np.array([0, 0, 4, 7]))
+    train, validation = chapter.documented_arrays(sequences, 20, context=3, seed=0)
+    assert train[0].tolist() == [[1, 2, 3], [5, 6, 0]]
+    assert train[1]["positives"].tolist() == [[2, 3, 0], [6, 0, 0]]
+    assert train[1]["weights"].tolist() == [[1, 1, 0], [1, 0, 0]]
+    assert validation[1]["positives"].tolist() == [[2, 3, 4], [6, 7, 0]]
+    assert validation[1]["weights"].tolist() == [[0, 0, 1], [0, 1, 0]]
+    for inputs, y in [train, validation]:
+        assert inputs.shape == y["negatives"].shape
+        watched = [set(range(1, 5)), set(range(5, 8))]
+        for row in range(2):
+            assert not set(y["negatives"][row]) & watched[row]
+
+
+def test_a_history_longer_than_the_context_keeps_its_first_movies_and_no_validation_weight(chapter):
+    sequences = Histories(np.arange(1, 11, dtype=np.int32), np.array([0, 0, 10]))
+    train, validation = chapter.documented_arrays(sequences, 20, context=4, seed=0)
+    assert train[0].tolist() == [[1, 2, 3, 4]]
+    assert validation[1]["weights"].sum() == 0
+
+
+def test_row_by_row_and_arrays_prepare_the_same(chapter):
+    ratings = synthetic(40, NUM_MOVIES, 400, seed=1).ratings
+    by_row, drawn = chapter.prepare_row_by_row(ratings, NUM_MOVIES, seed=0)
+    sequences, negatives = chapter.prepare_as_arrays(ratings, 40, NUM_MOVIES, seed=0)
+    assert [list(sequences[user]) for user in range(1, 41)] == by_row
+    owners = np.repeat(np.arange(41), sequences.lengths)
+    for user in range(1, 41):
+        assert not set(negatives[owners == user]) & set(by_row[user - 1])
+        assert not set(drawn[user - 1]) & set(by_row[user - 1])
+
+
+def test_the_documented_place_counts_padding(chapter):
+    mask = np.array([[1, 1, 1, 0, 0, 0, 0], [1] * 7], bool)
+    assert chapter.documented_place(mask).tolist() == [3, 0]
+    assert chapter.last_real_place(mask).tolist() == [2, 6]
+
+
+def test_fresh_negatives_change_with_the_epoch_and_others_do_not(chapter, split):
+    known = histories(split.train, num_users=split.num_users)
+    windows = training_windows(known, CONTEXT, return_users=True)
+    for fresh in [True, False]:
+        draw = chapter.with_negatives(windows, known, NUM_MOVIES, 2, seed=0, fresh=fresh)
+        first, second = draw(0)[1]["negatives"], draw(1)[1]["negatives"]
+        assert first.shape == (*windows[1].shape, 2)
+        assert np.array_equal(first, second) != fresh
+        for row, user in enumerate(windows[2]):
+            assert not set(first[row].ravel()) & set(known[user])
+
+
+def test_the_latest_window_of_each_user_is_kept(chapter, split):
+    known = histories(split.train, num_users=split.num_users)
+    inputs, targets, users = chapter.latest_window_only(known, CONTEXT)
+    assert users.tolist() == [user for user in range(1, 61) if known.lengths[user] > 1]
+    for row, user in enumerate(users):
+        assert targets[row, -1] == known[user][-1]
+        assert inputs[row, -1] == known[user][-2]
+
+
+def test_shuffled_ties_keep_the_order_of_time(chapter):
+    ratings = synthetic(30, NUM_MOVIES, 400, seed=2).ratings.copy()
+    ratings["timestamp"] = ratings["timestamp"] // 3600
+    draw = chapter.windows_with_shuffled_ties(ratings, 30, CONTEXT, seed=0)
+    assert_array_equal(draw(0)[0], draw(0)[0])
+    assert not np.array_equal(draw(0)[0], draw(1)[0])
+    ratings["timestamp"] = np.arange(len(ratings))
+    draw = chapter.windows_with_shuffled_ties(ratings, 30, CONTEXT, seed=0)
+    assert_array_equal(draw(0)[1], draw(1)[1])
+
+
+def test_every_epoch_serves_each_window_once_in_an_order_of_its_own(chapter):
+    inputs = np.arange(20).reshape(10, 2)
+    batches = chapter.DrawnEachEpoch(lambda epoch: (inputs, inputs + 1), batch_size=5, seed=0)
+    epochs = []
+    for _ in range(2):
+        served = [batches[number] for number in range(len(batches))]
+        assert all(np.array_equal(x + 1, y) for x, y in served)
+        epochs.append(np.concatenate([x for x, _ in served]))
+        assert_array_equal(np.sort(epochs[-1][:, 0]), inputs[:, 0])
+        batches.on_epoch_end()
+    assert not np.array_equal(*epochs)
+
+
+def test_training_stops_after_the_steps_asked_for(chapter, rows, targets):
+    import keras
+
+    model = make(chapter)
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    model.fit(
+        rows, targets, batch_size=1, epochs=5, verbose=0, callbacks=[chapter.StopAfter(4)]
+    )  # fmt: skip
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_the_first_block_reads_the_near_movies_only(chapter, rows):
+    model = make(chapter, blocks=1, near=3)
+    before = states(model, rows)
+    changed = rows.copy()
+    changed[0, 2] = changed[0, 2] % NUM_MOVIES + 1
+    after = states(model, changed)
+    moved = np.abs(after[0] - before[0]).max(axis=-1) > 1e-5
+    assert moved.tolist() == [False, False, True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(("number", "near"), [(0, 0), (1, 0), (0, 3), (1, 3)])
+def test_the_attention_shown_is_causal_leaves_padding_out_and_sums_to_1(
+    chapter, rows, number, near
+):
+    attention = chapter.attention_of(make(chapter, near=near), number, rows)
+    assert attention.shape == (3, CONTEXT, CONTEXT)
+    assert (np.triu(attention[0], k=1) == 0).all()
+    assert attention[2, -1, :-2].max() == 0
+    assert_allclose(attention[0].sum(axis=-1), 1.0, rtol=1e-5)
+    if near and number == 0:
+        assert np.tril(attention[0], k=-near).max() == 0
+
+
+@pytest.mark.parametrize("near", [0, 3])
+def test_the_attention_shown_is_that_of_the_block(chapter, rows, near):
+    """Rebuild the block's output from the weights shown, its feed-forward part switched off."""
+    import keras
+
+    model = make(chapter, blocks=1, heads=1, near=near)
+    block = model.blocks[0]
+    weights = {
+        "/".join(weight.path.split("/")[-2:]): keras.ops.convert_to_numpy(weight)
+        for weight in block.weights
+    }
+    for name in ["feedforward_output_dense/kernel", "feedforward_output_dense/bias"]:
+        weight = next(w for w in block.weights if w.path.endswith(name))
+        weight.assign(np.zeros(weight.shape))
+    x = keras.ops.convert_to_numpy(model.read(rows[:1], 0))[0]
+    spread = np.sqrt(x.var(-1, keepdims=True) + block.layer_norm_epsilon)
+    value = np.einsum(
+        "ld,dhk->lhk", (x - x.mean(-1, keepdims=True)) / spread, weights["value/kernel"]
+    )
+    shares = chapter.attention_of(model, 0, rows[:1])[0]
+    out = x + np.einsum("lk,kd->ld", shares @ value[:, 0], weights["attention_output/kernel"][0])
+    assert_allclose(keras.ops.convert_to_numpy(model.read(rows[:1], 1))[0], out, atol=1e-4)
+
+
+SCORES_ON_A_BACKEND = """
+import sys
+import numpy as np
+sys.path.insert(0, {tests!r})
+from chapters import definitions
+chapter = definitions("sasrec")
+model = chapter.SASRec(30, 8, width=16, heads=2, dropout=0.0, near=4)
+model.build((None, 8))
+rng = np.random.default_rng(0)
+for weight in sorted(model.trainable_weights, key=lambda weight: weight.path):
+    weight.assign(rng.normal(0.0, 0.2, weight.shape))
+rows = np.array([[0, 0, 0, 4, 5, 6, 7, 8], [1, 2, 3, 4, 5, 6, 7, 9]], np.int32)
+scores = model.predict(rows, verbose=0)[:, -1] @ chapter.ops.convert_to_numpy(
+    model.movies.embeddings
+).T
+np.save({out!r}, scores)
+"""
+
+
+def test_the_same_weights_give_the_same_scores_on_three_backends(tmp_path):
+    tests = str(Path(__file__).resolve().parent)
+    found = {}
+    for backend in ["jax", "tensorflow", "torch"]:
+        out = tmp_path / f"{backend}.npy"
+        done = subprocess.run(
+            [sys.executable, "-c", SCORES_ON_A_BACKEND.format(tests=tests, out=str(out))],
+            env={**os.environ, "KERAS_BACKEND": backend},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[backend] = np.load(out)
+    assert np.abs(found["jax"]).max() > 0.1
+    for backend in ["tensorflow", "torch"]:
+        assert_allclose(found[backend], found["jax"], atol=1e-4)
