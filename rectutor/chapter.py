@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -73,6 +74,8 @@ def start(name: str) -> Run:
     profile = wanted or ("full" if has_gpu else "quick")
     keras.utils.set_random_seed(seed)
     _plot_style()
+    if not in_notebook():
+        _log_to_terminal()
     print(f"chapter {name}: profile {profile}, backend {backend} on {device}, seed {seed}")
     return Run(name, profile, seed, backend, device)
 
@@ -367,6 +370,16 @@ def _device(backend: str) -> tuple[str, bool]:
     if has_gpu:
         return found, True
     return f"CPU ({os.cpu_count()} cores)", False
+
+
+def _log_to_terminal() -> None:
+    """Show the steps of loading data on stderr, a line each; a notebook stays without them."""
+    logger = logging.getLogger("rectutor.data")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _own_table(file: str) -> Dataset:

@@ -9,7 +9,7 @@ set -eu
     exit 1
 }
 if command -v uv >/dev/null 2>&1; then
-    [ -x "$VENV/bin/python" ] || uv venv --quiet --python "$PYTHON" "$VENV"
+    [ -x "$VENV/bin/python" ] || uv venv --quiet --seed --python "$PYTHON" "$VENV"
     echo "installing into $VENV with uv: $*"
     uv pip install --quiet --python "$VENV/bin/python" "$@"
     uv pip install --quiet --python "$VENV/bin/python" --no-deps --editable .
