@@ -505,7 +505,10 @@ def test_an_evaluation_displays_in_a_terminal_and_in_a_notebook():
     assert "400 users, test; 95 % bootstrap intervals over users" in lines[6]
     assert repr(result) == str(result)
     page = result._repr_html_()
-    assert "mine &amp; yours" in page
+    assert "<thead><tr><th></th><th>mine &amp; yours</th></tr></thead>" in page
+    assert "<caption>400 users, test; 95 % bootstrap intervals over users</caption>" in page
+    for heading, interval in zip(result.to_frame().index, result.metrics.values(), strict=True):
+        assert f"<tr><th>{heading}</th><td>{interval}</td></tr>" in page
     assert page.count("<tr>") == page.count("</tr>") == 5
     assert "script" not in page
     assert "http" not in page
@@ -530,6 +533,9 @@ def test_a_comparison_marks_the_best_of_each_column():
     page = table._repr_html_()
     assert "bad &lt;1&gt;" in page
     assert page.count("<strong>") == 4
+    assert "<thead><tr><th></th><th>HR@10</th><th>NDCG@10</th>" in page
+    assert "bootstrap intervals over users; bold: best of its column</caption>" in page
+    assert f"<tr><th>bad &lt;1&gt;</th><td>{results['bad <1>'].metrics['hit_rate']}</td>" in page
     assert f"<strong>{results['good'].metrics['ndcg']}</strong>" in page
 
 
