@@ -5,7 +5,7 @@
   // A region that scrolls can be scrolled with the keyboard only when it can have the focus.
   function makeScrollable() {
     const candidates = document.querySelectorAll(
-      ".bd-content pre, .bd-content .cell_output, .bd-content .output, .bd-content mjx-container," +
+      ".bd-content pre, .bd-content .cell_output, .bd-content .output, .bd-content .math," +
         " .bd-content .pst-scrollable-table-container, .bd-content .table-scroll, .bd-sidebar-primary, .bd-toc"
     );
     for (const element of candidates) {
@@ -30,10 +30,30 @@
     }
   }
 
+  // A formula in the text that is wider than its line scrolls, like one on a line of its own.
+  function foldFormulas() {
+    for (const formula of document.querySelectorAll(".bd-content span.math")) {
+      formula.classList.remove("math-scroll");
+      const line = formula.parentElement;
+      const drawn = formula.querySelector("mjx-container");
+      if (drawn && drawn.getBoundingClientRect().width > line.clientWidth) {
+        formula.classList.add("math-scroll");
+      }
+    }
+  }
+
+  function fit() {
+    foldFormulas();
+    makeScrollable();
+  }
+
   document.addEventListener("DOMContentLoaded", function () {
     wrapTables();
     makeScrollable();
-    window.addEventListener("load", makeScrollable);
-    window.addEventListener("resize", makeScrollable);
+    window.addEventListener("load", function () {
+      const drawn = window.MathJax && window.MathJax.startup && window.MathJax.startup.promise;
+      Promise.resolve(drawn).then(fit);
+    });
+    window.addEventListener("resize", fit);
   });
 })();
