@@ -694,10 +694,10 @@ ax.legend(ncols=2, fontsize="small")
 run.show(fig, "decay")
 
 # %% [markdown]
-# Without decay the two lines part: the model learns the training ratings by heart, and gets worse on
-# those it has not seen. The stronger the decay, the closer the lines stay. (The training error
-# is measured with dropout on, so it can even lie above the other.) With the strength that was best on
-# validation we train once more, on the whole training part, and go to the test part once:
+# The weaker the decay, the wider the gap between the two lines of a colour: what the model learns by
+# heart about the training ratings does not help on others. (The training error is measured with
+# dropout on, so it can even lie above the other.) With the strength that was best on validation we
+# train once more, on the whole training part, and go to the test part once:
 
 # %%
 keras.utils.set_random_seed(run.seed)
