@@ -83,10 +83,7 @@ def with_tensorflow(arrays: tuple[Any, ...], plan: Plan) -> Any:
         )
         rows = orders.flat_map(batches_of)
         rows = rows.apply(tf.data.experimental.assert_cardinality(len(plan)))
-        batches = rows.map(gather)
-        if not plan.shuffle:
-            batches = batches.cache()  # every pass is the same
-        return batches.prefetch(tf.data.AUTOTUNE)
+        return rows.map(gather).prefetch(tf.data.AUTOTUNE)  # of tensors that are in memory
 
 
 def _tensorflow() -> Any:
