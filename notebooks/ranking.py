@@ -1059,7 +1059,8 @@ run.show_table(pd.DataFrame(lines))
 
 # %% [markdown]
 # :::{exercise} ★★ Where do the features help?
-# :label: ranking-ex2 Cut the test ratings into four equal parts by how often their movie is rated in
+# :label: ranking-ex2
+# Cut the test ratings into four equal parts by how often their movie is rated in
 # the *training* part. Plot the RMSE in stars of the biases, of the model with ids only and of the
 # model with features in each part. Before you run it: where do you expect the largest gain?
 # :::
@@ -1128,7 +1129,8 @@ for name, each in (
 
 # %% [markdown]
 # :::{exercise} ★★★ A new user
-# :label: ranking-ex4 A user registers and rates ten movies. Training again for each newcomer is too
+# :label: ranking-ex4
+# A user registers and rates ten movies. Training again for each newcomer is too
 # slow. Keep all movies' vectors $q_i$ and biases $b_i$ of the ids-only model, leave $f$ out, and
 # solve for the newcomer's $p$ and $b$ by ridge regression: minimise $\sum_i (y_i - \mu - b_i - b -
 # p^\top q_i)^2 + \lambda (b^2 + |p|^2)$. Test it: pretend that some user with many ratings is new,
