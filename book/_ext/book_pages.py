@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import shutil
@@ -89,6 +90,10 @@ def add_notebook_buttons(
     sources = context["pathto"]("_sources", 1)
     script = f"{sources}/{pagename}.py"
     links = {"script": script, "notebook": f"{sources}/{pagename}.ipynb"}
+    if not str(app.env.doc2path(pagename)).endswith(".ipynb"):  # Colab opens nothing else
+        context["header_buttons"] = [
+            button for button in context["header_buttons"] if button["label"] != "launch-buttons"
+        ]
     for group in context["header_buttons"]:
         for button in group.get("buttons", ()):
             if button.get("text") == "Colab":
@@ -168,6 +173,9 @@ def repair_roles(
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to Sphinx; the theme's own handlers run at priority 500 and 501."""
+    # pages are written anew when an extension changes
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    app.add_config_value("book_ext_digest", hashlib.sha256(sources).hexdigest(), "html", [str])
     app.connect("html-page-context", add_notebook_buttons, priority=502)
     app.connect("html-page-context", repair_roles, priority=503)
     app.connect("html-page-context", drop_unused_scripts, priority=900)

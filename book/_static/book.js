@@ -21,6 +21,10 @@
 
   // A wide table scrolls inside a box of its own.
   function wrapTables() {
+    for (const cell of document.querySelectorAll(".bd-content td")) {
+      // "0.111 [0.103, 0.120]" stays on one line
+      if (/^[-+]?[\d.]+ \[[^\]]*\]$/.test(cell.textContent.trim())) cell.classList.add("interval");
+    }
     for (const table of document.querySelectorAll(".bd-content table")) {
       if (table.closest(".pst-scrollable-table-container, .table-scroll")) continue;
       const box = document.createElement("div");

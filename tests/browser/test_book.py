@@ -250,6 +250,15 @@ def test_chapter_opens_in_colab_and_downloads(name: str, site: str, chromium: Br
     assert notebook["cells"][0]["cell_type"] == "markdown"
 
 
+def test_page_that_colab_cannot_open_has_no_colab_button(site: str, chromium: Browser) -> None:
+    page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
+    page.goto(f"{site}book/your_data.html")
+    links = page.eval_on_selector_all("a", "links => links.map(a => a.href)")
+    page.close()
+    assert [link for link in links if "colab.research" in link] == []
+    assert [link for link in links if link.endswith("_sources/book/your_data.ipynb")]
+
+
 def test_solutions_are_folded_and_open(site: str, chromium: Browser) -> None:
     page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
     page.goto(f"{site}{CHAPTERS[0]}.html")
