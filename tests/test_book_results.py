@@ -162,5 +162,9 @@ def test_missing_figure_fails_a_strict_build(tmp_path: Path, record: dict[str, A
     )
     with pytest.raises(SphinxError, match=r"no fact 'c99'; the facts are"):
         build(":fact:`toy:c99`")
+    (source / "results" / "own.json").write_text(
+        json.dumps({**record, "data": {**record["data"], "name": "my table"}})
+    )
+    assert "not measured on this data" in build(":fact:`own:c99`")
     with pytest.raises(SphinxError, match=r"nowhere\.json does not exist; `make chapter"):
         build(":result:`nowhere:m:ndcg`")
