@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 #: Decimals of a metric; a metric that is not here gets three.
 DECIMALS = {"rmse": 4}
 
-#: The data sets these pages are about. A chapter that ran on another table (a reader's own, say) may
+#: The data sets these pages are about. A chapter that ran on another table (say, a reader's) may
 #: measure less, and that is no error.
 BOOK_DATA = ("100k", "1m")
 
