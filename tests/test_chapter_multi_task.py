@@ -363,7 +363,8 @@ def test_measure_leaves_out_the_task_of_weight_zero(chapter):
     )
     recipe = {"epochs": 1, "batch_size": 64, "seed": 7}
     for weights, missing in {(1.0, 0.0): "RMSE", (0.0, 1.0): "NDCG@10", (1.0, 1.0): None}.items():
-        found = chapter.measure(model, start, weights, watches, stars, recipe)
+        found, values = chapter.measure(model, start, weights, watches, stars, recipe)
+        assert (values is None) == (missing == "NDCG@10")
         assert {name for name, value in found.items() if math.isnan(value)} == ({missing} - {None})
 
 
