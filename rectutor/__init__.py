@@ -27,7 +27,7 @@ __all__ = ["PADDING_ID", "__version__"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import a submodule on first use, so that ``rectutor.data`` works after ``import rectutor``."""
+    """Import a submodule on first use, so that `rectutor.data` works after `import rectutor`."""
     if name in _SUBMODULES:
         return importlib.import_module(f"rectutor.{name}")
     raise AttributeError(f"module 'rectutor' has no attribute {name!r}")

@@ -70,9 +70,10 @@ def start(name: str) -> Run:
     import keras
 
     backend = keras.backend.backend()
-    device, has_gpu = _device(backend)
+    with _silent_stderr():  # both may load TensorFlow
+        device, has_gpu = _device(backend)
+        keras.utils.set_random_seed(seed)
     profile = wanted or ("full" if has_gpu else "quick")
-    keras.utils.set_random_seed(seed)
     _plot_style()
     if not in_notebook():
         _log_to_terminal()

@@ -92,9 +92,8 @@ def test_no_error_no_warning_no_progress_bar_in_the_outputs(name):
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_every_figure_has_an_alternative_text(name):
     for number, cell in enumerate(code_cells(executed(name)), start=1):
-        pictures = [
-            o for o in cell.outputs if any(t.startswith("image/") for t in o.get("data", ()))
-        ]
+        data = [output.get("data", {}) for output in cell.outputs]
+        pictures = [kinds for kinds in data if any(kind.startswith("image/") for kind in kinds)]
         if pictures:
             alternative = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
             assert len(alternative) > 20, f"{name}, code cell {number}: say what the figure shows"
