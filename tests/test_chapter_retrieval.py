@@ -1,0 +1,351 @@
+"""Contracts on the retrieval chapter's own classes and functions."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from chapters import ROOT, definitions
+from keras import ops
+
+from rectutor import PADDING_ID
+from rectutor.evaluation import queries_for, recommend
+from rectutor.splits import leave_one_out
+
+NUM_USERS, NUM_MOVIES, WIDTH = 30, 40, 8
+
+
+@pytest.fixture(scope="module")
+def chapter():
+    return definitions("retrieval")
+
+
+@pytest.fixture(scope="module")
+def ratings():
+    rng = np.random.default_rng(0)
+    rows = [
+        (user, movie, rng.integers(1, 6), when)
+        for user in range(1, NUM_USERS + 1)
+        for when, movie in enumerate(rng.choice(NUM_MOVIES, 12, replace=False) + 1)
+    ]
+    return pd.DataFrame(rows, columns=["user_id", "movie_id", "rating", "timestamp"])
+
+
+@pytest.fixture(scope="module")
+def split(ratings):
+    return leave_one_out(ratings, num_users=NUM_USERS, num_movies=NUM_MOVIES)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(7)
+
+
+def catalogue_inputs(rng, rows=6):
+    watched = (rng.random((rows, NUM_MOVIES + 1)) < 0.2).astype(np.int8)
+    watched[:, PADDING_ID] = 0
+    watched[:, 1] = 1
+    return {"user_id": np.arange(1, rows + 1, dtype=np.int32), "watched": watched}
+
+
+def in_batch_inputs(rng, rows=9):
+    movies = rng.integers(1, 5, rows).astype(np.int32)  # few movies: many accidental hits
+    return {
+        "user_id": rng.integers(1, NUM_USERS + 1, rows).astype(np.int32),
+        "movie_id": movies,
+        "chance": np.array([0.0, 0.4, 0.3, 0.2, 0.1], np.float32)[movies],
+    }
+
+
+def log_softmax(scores):
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def models(chapter):
+    return {
+        "documented": (
+            chapter.DocumentedRetrieval(NUM_USERS, NUM_MOVIES, WIDTH),
+            lambda rng: {key: in_batch_inputs(rng)[key] for key in ("user_id", "movie_id")},
+        ),
+        "in-batch": (
+            chapter.InBatchRetrieval(
+                NUM_USERS, NUM_MOVIES, WIDTH, 0.5, remove_hits=True, correct=True
+            ),
+            in_batch_inputs,
+        ),
+        "catalogue": (
+            chapter.CatalogueRetrieval(NUM_USERS, NUM_MOVIES, WIDTH, 0.5),
+            catalogue_inputs,
+        ),
+    }
+
+
+def recommender(chapter, name, model):
+    return chapter.by_catalogue(model) if name == "catalogue" else chapter.by_towers(model)
+
+
+NAMES = ("documented", "in-batch", "catalogue")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recommends_neither_padding_nor_seen_movies(chapter, split, name):
+    model, make = models(chapter)[name]
+    model(make(np.random.default_rng(1)))
+    queries = queries_for(split)
+    lists = recommend(recommender(chapter, name, model), queries, 10)
+    assert lists.shape == (len(queries), 10)
+    assert (lists != PADDING_ID).all()
+    for row, movies in enumerate(lists):
+        assert not np.isin(movies, queries.histories[row]).any()
+
+
+def test_index_returns_the_best_unseen_real_movies(chapter):
+    rng = np.random.default_rng(2)
+    candidates = rng.normal(size=(NUM_MOVIES + 1, WIDTH)).astype(np.float32)
+    query = rng.normal(size=(1, WIDTH)).astype(np.float32)
+    candidates[PADDING_ID] = 10 * query[0]  # would win if it were allowed to compete
+    scores = candidates @ query[0]
+    seen = set((np.argsort(-scores[1:])[:5] + 1).tolist())
+    index = chapter.movie_index(candidates, 10 + len(seen))
+    found = chapter.retrieve_unseen(index, ops.convert_to_tensor(query), seen, 10)
+    expected = [movie for movie in np.argsort(-scores) if movie and movie not in seen][:10]
+    assert found.tolist() == expected
+
+
+def test_index_of_a_small_catalogue_returns_what_there_is(chapter):
+    candidates = np.eye(4, dtype=np.float32)
+    index = chapter.movie_index(candidates, 10)
+    found = chapter.retrieve_unseen(index, ops.ones((1, 4)), {2}, 10)
+    assert sorted(found.tolist()) == [1, 3]
+
+
+def test_documented_list_competes_with_the_padding_row(chapter):
+    candidates = np.zeros((5, 2), np.float32)
+    candidates[PADDING_ID] = 1
+    assert chapter.top_of_table(np.ones((1, 2)), candidates, 2)[0, 0] == PADDING_ID
+
+
+@pytest.mark.parametrize("remove_hits", [False, True])
+@pytest.mark.parametrize("correct", [False, True])
+def test_in_batch_loss_equals_numpy(chapter, remove_hits, correct):
+    inputs = in_batch_inputs(np.random.default_rng(3))
+    model = chapter.InBatchRetrieval(
+        NUM_USERS, NUM_MOVIES, WIDTH, 0.0, remove_hits=remove_hits, correct=correct
+    )
+    loss = model.compute_loss(x=inputs, y_pred=model(inputs))
+    scores = (
+        ops.convert_to_numpy(model.queries(inputs["user_id"]))
+        @ ops.convert_to_numpy(model.candidates())[inputs["movie_id"]].T
+    ).astype(float)
+    if correct:
+        scores -= np.log(inputs["chance"])
+    movies = inputs["movie_id"]
+    if remove_hits:
+        hits = (movies[:, None] == movies[None, :]) & ~np.eye(len(movies), dtype=bool)
+        assert hits.any()
+        scores[hits] = -np.inf
+    expected = -np.diag(log_softmax(scores)).mean()
+    assert float(ops.convert_to_numpy(loss)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_catalogue_loss_equals_numpy_pair_by_pair(chapter, smoothing):
+    rng = np.random.default_rng(4)
+    watched = catalogue_inputs(rng)["watched"]
+    scores = rng.normal(size=watched.shape).astype(np.float32)
+    scores[:, PADDING_ID] = 50  # the padding takes no part in the softmax
+    counts = watched.sum(axis=1).astype(np.float32)
+    loss = chapter.CatalogueSoftmax(smoothing)(watched, scores, counts / counts.mean())
+    log_p = log_softmax(scores[:, 1:].astype(float))
+    pairs = [
+        (1 - smoothing) * log_p[user, movie] + smoothing * log_p[user].mean()
+        for user, movie in np.argwhere(watched[:, 1:])
+    ]
+    assert float(ops.convert_to_numpy(loss)) == pytest.approx(-np.mean(pairs), rel=1e-5)
+
+
+def test_history_is_a_bag_of_movies(chapter, split):
+    model, make = models(chapter)["catalogue"]
+    rng = np.random.default_rng(5)
+    model(make(rng))
+    model.movie_bias.assign(rng.normal(size=NUM_MOVIES + 1))
+    queries = queries_for(split, user_ids=[3])
+    scores = ops.convert_to_numpy(chapter.by_catalogue(model)(queries))[0]
+    table = ops.convert_to_numpy(model.candidates())
+    user = ops.convert_to_numpy(model.user_embedding(np.array([3])))[0]
+    history = queries.histories[0]
+    query = user + table[history].sum(axis=0) / np.sqrt(len(history))
+    expected = table @ query + ops.convert_to_numpy(model.movie_bias)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_rows_mark_what_was_watched(chapter):
+    rows = chapter.watched_rows(np.array([0, 0, 1]), np.array([2, 2, 1]), 3, 3)
+    assert rows.tolist() == [[0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def fit(chapter, name, model, frame, epochs):
+    adam = keras.optimizers.Adam(0.03)
+    if name == "documented":
+        chapter.train_documented(model, frame, epochs=epochs, batch_size=64, seed=0)
+    elif name == "in-batch":
+        chapter.train_in_batch(model, frame, epochs=epochs, batch_size=64, optimizer=adam, seed=0)
+    else:
+        chapter.train_catalogue(
+            model,
+            frame,
+            epochs=epochs,
+            users_per_batch=16,
+            optimizer=adam,
+            smoothing=0.1,
+            seed=0,
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_reaches_every_weight(chapter, ratings, name):
+    model, make = models(chapter)[name]
+    model(make(np.random.default_rng(6)))
+    before = [ops.convert_to_numpy(weight).copy() for weight in model.trainable_weights]
+    fit(chapter, name, model, ratings, epochs=1)
+    assert before
+    for old, weight in zip(before, model.trainable_weights, strict=True):
+        assert not np.array_equal(old, ops.convert_to_numpy(weight)), weight.path
+
+
+def test_in_batch_overfits_one_batch(chapter):
+    frame = pd.DataFrame({"user_id": range(1, 17), "movie_id": range(1, 17)})
+    model = chapter.InBatchRetrieval(NUM_USERS, NUM_MOVIES, WIDTH, 0.0, True, True)
+    fit(chapter, "in-batch", model, frame, epochs=150)
+    scores = ops.convert_to_numpy(
+        chapter.ops.matmul(model.queries(np.arange(1, 17)), ops.transpose(model.candidates()[1:17]))
+    )
+    assert (scores.argmax(axis=1) == np.arange(16)).all()
+
+
+def test_catalogue_overfits_one_batch(chapter, ratings):
+    few = ratings[ratings["user_id"] <= 8]
+    model = chapter.CatalogueRetrieval(NUM_USERS, NUM_MOVIES, 32, 0.0)
+    fit(chapter, "catalogue", model, few, epochs=150)
+    watched = chapter.watched_rows(few["user_id"], few["movie_id"], 9, NUM_MOVIES)[1:]
+    scores = model({"user_id": np.arange(1, 9, dtype=np.int32), "watched": watched})
+    best = np.argsort(-ops.convert_to_numpy(scores)[:, 1:], axis=1)[:, :12] + 1
+    assert np.take_along_axis(watched, best, axis=1).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_model_recommends_the_same(chapter, split, tmp_path, name):
+    model, _ = models(chapter)[name]
+    fit(chapter, name, model, split.train, epochs=1)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    queries = queries_for(split)
+    np.testing.assert_array_equal(
+        recommend(recommender(chapter, name, model), queries, 10),
+        recommend(recommender(chapter, name, loaded), queries, 10),
+    )
+
+
+def test_nearest_leaves_out_the_movie_itself_and_the_padding(chapter):
+    angles = np.array([0.1, 0.0, 0.2, 0.5, 3.0])
+    candidates = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[9], [1], [5], [2], [3]]
+    movies, cosines = chapter.nearest(candidates, 1, 2)
+    assert movies.tolist() == [2, 3]
+    np.testing.assert_allclose(cosines, np.cos([0.2, 0.5]))
+
+
+def test_flat_map_keeps_the_widest_plane(chapter):
+    rng = np.random.default_rng(8)
+    candidates = rng.normal(size=(20, 3)) * [5, 3, 0.0]
+    places, kept = chapter.flat_map(candidates, np.arange(20))
+    assert places.shape == (20, 2)
+    assert kept == pytest.approx(1)
+
+
+def test_a_random_scorer_is_ahead_half_of_the_time(chapter):
+    rng = np.random.default_rng(9)
+    scores = rng.random((400, 50))
+    target = rng.integers(1, 50, 400)
+    share = chapter.ahead_of_random(scores, target, [np.array([], int)] * 400, seed=0)
+    assert share == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("title", "short"),
+    [
+        ("Godfather, The (1972)", "The Godfather"),
+        ("Alien (1979)", "Alien"),
+        ("American Werewolf in London, An (1981)", "An American Werewolf in London"),
+    ],
+)
+def test_short_titles(chapter, title, short):
+    assert chapter.short_title(title) == short
+
+
+_SCORES = """
+import json, sys
+sys.path.insert(0, "tests")
+import numpy as np
+from keras import ops
+from chapters import definitions
+chapter = definitions("retrieval")
+rng = np.random.default_rng(0)
+out = {}
+watched = (rng.random((4, 11)) < 0.3).astype(np.int8)
+watched[:, 0] = 0
+users = np.array([1, 2, 3, 4], np.int32)
+movies = np.array([5, 6, 5, 7], np.int32)
+inputs = {
+    "DocumentedRetrieval": {"user_id": users, "movie_id": movies},
+    "InBatchRetrieval": {"user_id": users, "movie_id": movies,
+                         "chance": np.array([0.5, 0.3, 0.5, 0.2], np.float32)},
+    "CatalogueRetrieval": {"user_id": users, "watched": watched},
+}
+for name, x in inputs.items():
+    more = {"remove_hits": True, "correct": True} if name == "InBatchRetrieval" else {}
+    model = getattr(chapter, name)(5, 10, 8, **more)
+    model(x)
+    weights = np.random.default_rng(1)
+    model.set_weights([weights.normal(size=weight.shape) for weight in model.get_weights()])
+    scores = model(x, training=False) if name != "DocumentedRetrieval" else model(x)
+    out[name] = ops.convert_to_numpy(scores).tolist()
+    if more:
+        loss = model.compute_loss(x=x, y_pred=scores)
+        out["in-batch loss"] = float(ops.convert_to_numpy(loss))
+    if name == "CatalogueRetrieval":
+        loss = chapter.CatalogueSoftmax(0.1)(watched, scores)
+        out["catalogue loss"] = float(ops.convert_to_numpy(loss))
+print("SCORES" + json.dumps(out))
+"""
+
+
+def _scores(backend):
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", _SCORES],
+        cwd=Path(ROOT),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("SCORES"))
+    return json.loads(line.removeprefix("SCORES"))
+
+
+def test_same_weights_give_the_same_scores_on_every_backend():
+    by_backend = {backend: _scores(backend) for backend in ("jax", "tensorflow", "torch")}
+    for backend in ("tensorflow", "torch"):
+        for what, expected in by_backend["jax"].items():
+            np.testing.assert_allclose(
+                by_backend[backend][what], expected, atol=1e-4, err_msg=f"{backend}: {what}"
+            )
