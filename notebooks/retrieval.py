@@ -797,7 +797,7 @@ run.show(fig, "popularity")
 # negatives all the time. The correction moves it to the right of the dashed line. That is no mistake:
 # the ten *likeliest* movies are more popular than a typical one. The documented training has moved the
 # rows of popular movies most, simply because they were in more batches; that, and not taste, is
-# what retrieval it can do. Trained well, it loses even that.
+# what retrieval it can do. Trained to a good error, it follows the stars instead.
 #
 # ## Softmax over the whole catalogue
 #
@@ -1269,9 +1269,10 @@ run.show(fig, "map")
 print(f"the plane holds {kept:.0%} of the variance of {len(mapped)} movies")
 
 # %% [markdown]
-# Movies that the same people watch lie together. Nobody gave the model a year, and yet the colours do not
-# mix: some people watch what is new in the cinema, others the classics. Look for a favourite of yours. The plane keeps but a part of the variance, so
-# neighbours on the map may be far apart in the full space; the table above used all of it.
+# Movies that the same people watch lie together. Nobody gave the model a year, and yet movies of one time
+# cluster: some people watch what is new in the cinema, others the classics. Look for a favourite of
+# yours. The plane keeps but a part of the variance, so neighbours on the map may be far apart in the
+# full space; the table above used all of it.
 #
 # ## What does a query cost?
 #
