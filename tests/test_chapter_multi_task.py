@@ -230,18 +230,18 @@ def test_in_batch_loss_leaves_out_accidental_hits_and_subtracts_log_q(chapter):
     np.testing.assert_allclose(array(found), logsumexp(plain) - np.diag(plain), rtol=1e-4)
 
 
-def test_in_batch_loss_agrees_with_the_layers_of_keras_rs(chapter):
+def test_log_q_agrees_with_the_layer_of_keras_rs(chapter):
+    # accidental hits are not compared: RemoveAccidentalHits of keras-rs 0.4.0 adds 1e-40 to their
+    # logits instead of a large negative number, and so removes nothing
     import keras_rs
 
     rng = np.random.default_rng(1)
     queries, candidates = rng.normal(size=(2, 6, 3)).astype("float32")
-    movies = np.array([3, 5, 3, 1, 5, 3])
     chances = np.array([0.3, 0.2, 0.3, 0.1, 0.2, 0.3], "float32")
-    logits, labels = ops.convert_to_tensor(queries @ candidates.T), ops.eye(6)
+    logits = ops.convert_to_tensor(queries @ candidates.T)
     logits = keras_rs.layers.SamplingProbabilityCorrection(epsilon=0.0)(logits, chances)
-    logits = keras_rs.layers.RemoveAccidentalHits()(logits, labels, movies)
-    expected = keras.losses.categorical_crossentropy(labels, logits, from_logits=True)
-    found = chapter.in_batch_cross_entropy(queries, candidates, movies, np.log(chances))
+    expected = keras.losses.categorical_crossentropy(ops.eye(6), logits, from_logits=True)
+    found = chapter.in_batch_cross_entropy(queries, candidates, log_q=np.log(chances))
     np.testing.assert_allclose(array(found), array(expected), rtol=1e-4)
 
 
