@@ -127,6 +127,7 @@ def execute(name: str) -> float:
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
         resources={"metadata": {"path": str(NOTEBOOKS)}},
     )
     started = time.perf_counter()
