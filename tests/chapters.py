@@ -9,29 +9,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
+sys.path.insert(0, str(ROOT / "tools"))
+import book  # noqa: E402
+
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
 
 
 def names() -> list[str]:
-    """Every chapter that has a source, in the order of the table of contents."""
-    import yaml
-
-    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    listed: list[str] = []
-
-    def walk(node):
-        if isinstance(node, dict):
-            file = node.get("file", "")
-            if isinstance(file, str) and file.startswith("notebooks/"):
-                listed.append(Path(file).stem)
-            for value in node.values():
-                walk(value)
-        elif isinstance(node, list):
-            for value in node:
-                walk(value)
-
-    walk(contents)
-    return listed
+    """Every chapter, in the order of the table of contents."""
+    return book.chapters()
 
 
 @functools.cache

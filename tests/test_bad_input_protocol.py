@@ -9,6 +9,8 @@ from rectutor.evaluation import Queries, compare, evaluate, queries_for, recomme
 from rectutor.sequences import Histories
 from rectutor.splits import Split, leave_one_out, random_split, temporal_split
 
+pytestmark = pytest.mark.bad_input
+
 
 def ratings(**columns):
     table = {
