@@ -30,7 +30,6 @@ import subprocess
 import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up chatter of TensorFlow's
 if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     package = "rectutor @ git+https://github.com/rectutor/rectutor@main"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
