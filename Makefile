@@ -57,7 +57,7 @@ lint: setup
 
 unit: setup-test
 	@$(PY) -m pytest -n 2 --dist loadgroup -m "not browser and not nightly" --doctest-modules \
-		tests rectutor --cov --cov-report=term:skip-covered \
+		tests rectutor --ignore=tests/browser --cov --cov-report=term:skip-covered \
 		--reliability _build/reliability.json
 	@$(PY) tools/reliability.py check
 

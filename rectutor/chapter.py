@@ -295,7 +295,7 @@ class Run:
             raise ValueError(f"fact({key!r}, {value!r}): give a number or a short string")
         self._facts[key] = value
 
-    def save(self) -> Path:
+    def save(self) -> None:
         """Write everything recorded to `results/NAME.json`, atomically, and print where.
 
         Raises:
@@ -326,7 +326,6 @@ class Run:
             results.folder() / f"{self.name}.json",
         )
         print(f"results: {_relative(path)}")
-        return path
 
 
 def _interval(value: Any) -> dict[str, float | None]:

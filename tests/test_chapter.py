@@ -162,7 +162,8 @@ def test_what_is_recorded_is_saved(run):
     )
     run.fact("c1_raises", "ValueError")
     run.fact("c2_stars_off", np.float32(0.5))
-    saved = results.read(run.save())
+    run.save()
+    saved = results.read(results.folder() / "toy.json")
     assert saved["models"][0]["metrics"]["rmse_stars"] == {"value": 1.12, "low": 1.10, "high": 1.14}
     assert saved["models"][0]["metrics"]["rmse"]["low"] is None
     assert saved["facts"] == {"c1_raises": "ValueError", "c2_stars_off": 0.5}
