@@ -1234,8 +1234,8 @@ print(f"equal pull at a retrieval weight of {by_rating / by_mean / size:.2e}")
 x, y = pairs(rating_split.train)  # what the learned model was trained on last
 some = np.random.default_rng(run.seed).permutation(len(y))[: settings.batch]
 output = learned({name: column[some] for name, column in x.items()}, training=True)
-cross_entropy = -float(ops.mean(output["log_probability"]))
-squared_error = float(ops.mean(ops.square(ops.subtract(y[some], output["rating"]))))
+cross_entropy = -float(ops.convert_to_numpy(output["log_probability"]).mean())
+squared_error = float(np.square(y[some] - ops.convert_to_numpy(output["rating"])).mean())
 found = np.exp(ops.convert_to_numpy(learned.log_variances))
 print(f"retrieval: 2 L = {2 * cross_entropy:.3f}, learned variance {found[0]:.3f}")
 print(f"rating:      L = {squared_error:.4f}, learned variance {found[1]:.4f}")
