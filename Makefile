@@ -82,7 +82,7 @@ test-nightly: setup-test  ## the long versions of the tests
 	@RECTUTOR_HYPOTHESIS=nightly $(PY) -m pytest -n 2 -m "not browser"
 
 linkcheck: setup  ## check the links to other sites (needs the internet)
-	@$(PY) -m jupyter_book build --builder linkcheck .
+	@$(VENV)/bin/jupyter-book build --builder linkcheck .
 
 audit: setup  ## look for known vulnerabilities in the pinned packages (needs the internet)
 	@$(PY) -m pip_audit -r requirements.txt --no-deps --disable-pip

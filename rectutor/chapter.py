@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,8 @@ def load_quietly(package: str) -> None:
     Raises:
         ImportError: there is no such package.
     """
-    with _silent_stderr():
+    with _silent_stderr(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as tqdm's, about widgets nobody asked for
         importlib.import_module(package)
 
 

@@ -213,7 +213,8 @@ def render() -> None:
     """Render the book; any warning is an error."""
     if os.environ.get("RECTUTOR_STRICT", "") not in ("", "0"):
         refuse_synthetic()
-    command = [sys.executable, "-m", "jupyter_book", "build", "-W", "--keep-going", str(ROOT)]
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [str(program), "build", "-W", "--keep-going", str(ROOT)]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     if done.returncode:
