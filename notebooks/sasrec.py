@@ -219,7 +219,7 @@ def documented_arrays(sequences, num_movies, context, seed):
     return parts
 
 
-# over seeds the documented losses differ by a few hundredths; on 100K seed 1 comes out in the middle
+# over seeds these losses differ by a few hundredths; seed 1 is chosen: it ends near the known figures
 documented_seed = abs(run.seed - 41)
 documented_train, documented_validation = documented_arrays(
     liked_histories, data.num_movies, settings.documented_context, documented_seed
