@@ -25,6 +25,7 @@ each_chapter = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODEL_CHAPTERS]
 )
 pytestmark = pytest.mark.slow
+nightly = pytest.mark.nightly  # too long for every run: `make test-nightly` has them
 
 
 def start_script(name, folder, **environment):
@@ -73,16 +74,19 @@ def test_the_chapter_runs_on_each_backend(name, backend):
     assert list((folder / "results" / "figures").glob(f"{name}-*.svg"))
 
 
+@nightly
 @each_chapter
 def test_two_runs_in_fresh_processes_measure_exactly_the_same(name):
     assert measured(name, "jax", 42)[1] == measured(name, "jax", 42, 1)[1]
 
 
+@nightly
 @each_chapter
 def test_another_seed_measures_something_else(name):
     assert measured(name, "jax", 42)[1] != measured(name, "jax", 43)[1]
 
 
+@nightly
 @each_chapter
 def test_the_stored_results_name_seed_and_versions(name):
     stored, _ = measured(name, "jax", 43)
@@ -107,6 +111,7 @@ def own_table(folder, users, movies, timestamps=True):
     return file
 
 
+@nightly
 @each_chapter
 @pytest.mark.parametrize(
     ("users", "movies", "timestamps"),
@@ -128,6 +133,7 @@ def test_a_table_of_your_own_works_or_the_first_lines_say_why(
     assert len(out.splitlines()) <= 5, f"the reason came after {len(out.splitlines())} lines"
 
 
+@nightly
 @each_chapter
 def test_a_stopped_chapter_leaves_the_older_results_as_they_were(name, tmp_path):
     """Ctrl-C in the middle of the training."""
