@@ -888,9 +888,9 @@ targets = {name: array[:8] for name, array in documented_train[1].items()}
 states = documented(inputs)
 positive = ops.sum(states * documented.movies(targets["positives"]), axis=-1)
 negative = ops.sum(states * documented.movies(targets["negatives"]), axis=-1)[..., None]
-cross_entropy = float(two_way_loss(positive, negative, targets["weights"]))
-returned = float(documented.compute_loss(inputs, targets, states))
-penalty = float(sum(documented.losses))
+cross_entropy = ops.convert_to_numpy(two_way_loss(positive, negative, targets["weights"])).item()
+returned = ops.convert_to_numpy(documented.compute_loss(inputs, targets, states)).item()
+penalty = ops.convert_to_numpy(sum(documented.losses)).item()
 run.fact("c15_penalty", penalty)
 print(f"model.losses {penalty:.4f}, cross-entropy {cross_entropy:.4f}, returned {returned:.4f}")
 
