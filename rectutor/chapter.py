@@ -105,6 +105,7 @@ class Run:
         self._data: Dataset | None = None
         self._models: list[dict[str, Any]] = []
         self._facts: dict[str, int | float | str] = {}
+        self._num_tables = 0
 
     def settings(self, **choices: Any) -> SimpleNamespace:
         """Choose this profile's value of every setting.
@@ -212,7 +213,8 @@ class Run:
                 styled = table.style.format(precision=4, na_rep="")
                 if isinstance(table.index, pd.RangeIndex):
                     styled = styled.hide(axis="index")
-                styled = styled.set_uuid(f"table-{self._next_table()}")
+                self._num_tables += 1  # a name that does not change from run to run
+                styled = styled.set_uuid(f"table-{self._num_tables}")
                 table = styled.set_caption(caption) if caption else styled
             elif caption:
                 print(caption)
@@ -229,10 +231,6 @@ class Run:
             print(shown)
         else:
             print(table)
-
-    def _next_table(self) -> int:
-        self._tables = getattr(self, "_tables", 0) + 1
-        return self._tables
 
     def callbacks(self, name: str) -> list[Any]:
         """Extra Keras callbacks of a long `fit`: a checkpoint an epoch when resuming is wanted.
