@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rectutor import results
 from rectutor._batches import _silent_stderr
+from rectutor._environment import asks_for, in_notebook
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,12 +25,6 @@ PROFILES = ("quick", "full", "smoke")
 
 #: Size of the synthetic data set the smoke profile uses: users, movies, ratings.
 SMOKE_SIZE = (300, 200, 12_000)
-
-
-def in_notebook() -> bool:
-    """Whether the code runs in a Jupyter kernel (and not in a script or a plain shell)."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def load_quietly(package: str) -> None:
@@ -242,7 +236,7 @@ class Run:
         Args:
             name: tells the models of one chapter apart.
         """
-        if os.environ.get("RECTUTOR_RESUME", "") not in ("1", "true", "yes"):
+        if not asks_for("RECTUTOR_RESUME"):
             return []
         import keras
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import html
 import logging
-import os
-import sys
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rectutor import _batches, _cache, _sources, _synthetic
+from rectutor._environment import asks_for, in_notebook
 from rectutor._tables import Tables, release_year
 
 __all__ = [
@@ -190,7 +189,7 @@ def load_movielens(name: str = "100k", source: str = "auto") -> Dataset:
             logger.log(level, "%s: %s", each, error)
             reasons.append(f"{each}: {error}")
     report = f"MovieLens {name} could not be loaded. " + ". ".join(reasons)
-    if source != "auto" or os.environ.get("RECTUTOR_STRICT", "") not in ("", "0"):
+    if source != "auto" or asks_for("RECTUTOR_STRICT"):
         raise RuntimeError(report)
     _warn_of_synthetic(name, report)
     return _as_dataset(name, "synthetic", _synthetic.generate(*_SIZES[name], seed=0))
@@ -241,9 +240,7 @@ def _warn_of_synthetic(name: str, report: str) -> None:
         "Models run, but no figure below says anything about MovieLens. Connect to the internet,"
         " or put the archive into a folder and name that in RECTUTOR_ARCHIVES."
     )
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is not None and hasattr(shell, "kernel"):
+    if in_notebook():
         from IPython.display import HTML, display
 
         display(  # type: ignore[no-untyped-call]

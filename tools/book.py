@@ -26,6 +26,8 @@ import jupytext
 import nbformat
 import yaml
 
+from rectutor._environment import asks_for
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "results"
@@ -211,7 +213,7 @@ def refuse_synthetic() -> None:
 
 def render() -> None:
     """Render the book; any warning is an error."""
-    if os.environ.get("RECTUTOR_STRICT", "") not in ("", "0"):
+    if asks_for("RECTUTOR_STRICT"):
         refuse_synthetic()
     program = Path(sys.executable).with_name("jupyter-book")
     command = [str(program), "build", "-W", "--keep-going", str(ROOT)]
