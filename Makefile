@@ -12,7 +12,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test book html chapter scripts test lint unit notebooks pages \
-	backends notebooks-only test-nightly linkcheck audit repository lock clean
+	backends notebooks-only bench bench-peers bench-seeds test-nightly mutation linkcheck audit \
+	repository lock clean
 
 help:  ## list the targets, a line each
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -34,6 +35,7 @@ $(VENV)/.ready-test: $(VENV)/.ready requirements-torch.txt
 book: setup  ## execute the chapters that changed, then render the book
 	@$(PY) tools/book.py run
 	@$(PY) tools/readme.py write
+	@$(PY) -m benchmarks.report write
 	@$(PY) tools/book.py render
 
 html: setup  ## render the book from the notebooks as they are
@@ -42,6 +44,7 @@ html: setup  ## render the book from the notebooks as they are
 chapter: setup  ## execute one chapter: make chapter NAME=ranking
 	@$(PY) tools/book.py run --force $(or $(NAME),$(error say which: make chapter NAME=ranking))
 	@$(PY) tools/readme.py write
+	@$(PY) -m benchmarks.report write
 
 scripts: setup  ## run every chapter as a plain script
 	@$(PY) tools/book.py scripts
@@ -54,6 +57,7 @@ lint: setup
 	@$(PY) -m mypy
 	@$(PY) tools/repository.py check
 	@$(PY) tools/readme.py check
+	@$(PY) -m benchmarks.report check
 
 unit: setup-test
 	@$(PY) -m pytest -n 2 --dist loadgroup -m "not browser and not nightly" --doctest-modules \
@@ -61,25 +65,48 @@ unit: setup-test
 		--reliability _build/reliability.json
 	@$(PY) tools/reliability.py check
 
+NBVAL = $(PY) -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env \
+	--nbval-cell-timeout=7200 --durations=5
+NOTEBOOK_JOBS ?= 2
+
 # the chapters run into a results folder of their own, which the acceptance tests then read
 notebooks: notebooks-only
 	@RECTUTOR_RESULTS="$(TEST_RESULTS)" $(PY) -m pytest tests/acceptance
 
+# two at a time (a GPU takes one: NOTEBOOK_JOBS=0); the leaderboard reads what they stored
 notebooks-only: setup
 	@rm -rf "$(TEST_RESULTS)" && mkdir -p "$(TEST_RESULTS)"
-	@RECTUTOR_RESULTS="$(TEST_RESULTS)" $(PY) -m pytest -p no:cacheprovider \
-		--nbval-lax --nbval-current-env --nbval-cell-timeout=7200 --durations=5 \
-		$$($(PY) tools/book.py list)
+	@RECTUTOR_RESULTS="$(TEST_RESULTS)" $(NBVAL) -n $(NOTEBOOK_JOBS) --dist loadscope \
+		$$($(PY) tools/book.py list | grep -v leaderboard)
+	@RECTUTOR_RESULTS="$(TEST_RESULTS)" $(NBVAL) notebooks/leaderboard.ipynb
 
 backends: setup-test  ## run the chapters' short setting on each backend: make backends [BACKEND=jax]
 	@$(PY) -m pytest tests/test_backends.py -k "$(or $(BACKEND),backend)"
+
+bench: setup-test  ## measure the book beside its peers, and write its page (25 minutes)
+	@$(PY) -m benchmarks.bench
+
+bench-peers: setup  ## measure RecBole in an environment of its own, for the same page
+	@PYTHON="$(PYTHON)" sh benchmarks/peers.sh
+	@$(PY) -m benchmarks.report write
+
+bench-seeds: setup  ## run every chapter with two more seeds, for the same page
+	@$(PY) -m benchmarks.quality seeds
+	@$(PY) -m benchmarks.report write
 
 pages: setup-test
 	@$(PY) tools/book.py render
 	@$(PY) -m pytest -m browser tests/browser tests/test_book_pages.py
 
 test-nightly: setup-test  ## the long versions of the tests
-	@RECTUTOR_HYPOTHESIS=nightly $(PY) -m pytest -n 2 -m "not browser"
+	@RECTUTOR_HYPOTHESIS=nightly $(PY) -m pytest -n 2 --dist loadgroup -m "not browser"
+
+$(VENV)/.ready-mutation: $(VENV)/.ready requirements-mutation.txt
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/install.sh -c requirements.txt -r requirements-mutation.txt
+	@touch $@
+
+mutation: $(VENV)/.ready-mutation  ## change the code in small ways: does a test fail? (half an hour)
+	@$(PY) tools/mutation.py run
 
 linkcheck: setup  ## check the links to other sites (needs the internet)
 	@$(VENV)/bin/jupyter-book build --builder linkcheck .

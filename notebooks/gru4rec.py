@@ -817,34 +817,21 @@ run.show(fig, "comparison")
 # in time is worth shows in the gap between plain EASE and everything that looks at the latest movies first.
 
 # %%
-run.record(
-    model="GRU4Rec as documented",
-    recipe="documented",
-    protocol="leave-one-out",
-    metrics=results["GRU4Rec as documented (leak)"],
-    seconds=documented_seconds,
-)
-run.record(
-    model="GRU4Rec as documented, no leak",
-    recipe="step",
-    protocol="leave-one-out",
-    metrics=results["GRU4Rec as documented, no leak"],
-    seconds=without_leak_seconds,
-)
-run.record(
-    model="GRU4Rec",
-    recipe="made right",
-    protocol="leave-one-out",
-    metrics=results["GRU4Rec made right"],
-    seconds=model_seconds,
-)
-run.record(
-    model="GRU4Rec + EASE, recency",
-    recipe="made right",
-    protocol="leave-one-out",
-    metrics=results["GRU4Rec + EASE"],
-    seconds=model_seconds,
-)
+with_leak, no_leak = "GRU4Rec as documented (leak)", "GRU4Rec as documented, no leak"
+trained = [
+    ("GRU4Rec as documented", "documented", with_leak, documented_seconds),
+    (no_leak, "step", no_leak, without_leak_seconds),
+    ("GRU4Rec", "made right", "GRU4Rec made right", model_seconds),
+    ("GRU4Rec + EASE, recency", "made right", "GRU4Rec + EASE", model_seconds),
+]
+for name, recipe, result, seconds in trained:
+    run.record(
+        model=name,
+        recipe=recipe,
+        protocol="leave-one-out",
+        metrics=results[result],
+        seconds=seconds,
+    )
 
 # %% [markdown]
 # ### Ten movies, again

@@ -18,6 +18,7 @@ settings.register_profile("default", max_examples=50, deadline=None, derandomize
 settings.register_profile(
     "nightly", max_examples=1_000, deadline=None, suppress_health_check=_slow_is_fine
 )
+settings.register_profile("mutation", max_examples=10, deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("RECTUTOR_HYPOTHESIS", "default"))
 
 #: Markers whose tests the reliability page counts; property tests are found by themselves.

@@ -25,12 +25,28 @@ each_chapter = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODEL_CHAPTERS]
 )
 pytestmark = pytest.mark.slow
-nightly = pytest.mark.nightly  # too long for every run: `make test-nightly` has them
+
+
+@functools.cache
+def compiled():
+    """Where JAX keeps what it has compiled, so that a chapter's second run need not wait for it.
+
+    The nightly runs compile anew in every process, as a reader's runs do.
+    """
+    if os.environ.get("RECTUTOR_HYPOTHESIS") == "nightly":
+        return {}
+    return {
+        "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="jax-compiled-"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def start_script(name, folder, **environment):
     """Start a chapter as a reader would, from a folder that is not the repository's."""
-    variables = os.environ | {
+    variables = {
+        **os.environ,
+        **compiled(),
         "RECTUTOR_PROFILE": "smoke",
         "RECTUTOR_RESULTS": str(folder / "results"),
         "PYTHONUNBUFFERED": "1",
@@ -74,19 +90,23 @@ def test_the_chapter_runs_on_each_backend(name, backend):
     assert list((folder / "results" / "figures").glob(f"{name}-*.svg"))
 
 
-@nightly
 @each_chapter
 def test_two_runs_in_fresh_processes_measure_exactly_the_same(name):
     assert measured(name, "jax", 42)[1] == measured(name, "jax", 42, 1)[1]
 
 
-@nightly
+@pytest.mark.nightly  # the other chapters are not promised to repeat on these backends
+@pytest.mark.xdist_group("ranking")
+@pytest.mark.parametrize("backend", ["tensorflow", "torch"])
+def test_the_ranking_chapter_repeats_on_the_other_backends_too(backend):
+    assert measured("ranking", backend, 42)[1] == measured("ranking", backend, 42, 1)[1]
+
+
 @each_chapter
 def test_another_seed_measures_something_else(name):
     assert measured(name, "jax", 42)[1] != measured(name, "jax", 43)[1]
 
 
-@nightly
 @each_chapter
 def test_the_stored_results_name_seed_and_versions(name):
     stored, _ = measured(name, "jax", 43)
@@ -111,7 +131,6 @@ def own_table(folder, users, movies, timestamps=True):
     return file
 
 
-@nightly
 @each_chapter
 @pytest.mark.parametrize(
     ("users", "movies", "timestamps"),
@@ -133,7 +152,6 @@ def test_a_table_of_your_own_works_or_the_first_lines_say_why(
     assert len(out.splitlines()) <= 5, f"the reason came after {len(out.splitlines())} lines"
 
 
-@nightly
 @each_chapter
 def test_a_stopped_chapter_leaves_the_older_results_as_they_were(name, tmp_path):
     """Ctrl-C in the middle of the training."""

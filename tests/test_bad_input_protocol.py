@@ -235,6 +235,11 @@ def test_recommend_does_not_take(recommender, k, message):
         recommend(recommender, QUERIES, k)
 
 
+def test_padding_in_a_history_is_no_movie():
+    query = Queries(np.array([1]), knows(0, 2))
+    assert recommend(zeros, query, 5).tolist() == [[1, 3, 4, 5, 6]]
+
+
 def test_recommend_refuses_a_negative_movie_and_takes_no_queries():
     odd = Queries(np.array([1], np.int32), Histories(np.array([-2], np.int32), np.array([0, 1])))
     with pytest.raises(ValueError, match="a history holds movie -2"):
@@ -276,6 +281,255 @@ def test_better_does_not_take_what_it_does_not_know():
         table.better("a", "b", metric="coverage")
     with pytest.raises(ValueError, match="num_resamples=0; give a whole number"):
         table.better("a", "b", num_resamples=0)
+
+
+def scored(k=3, name="good", **settings):
+    return evaluate(zeros, SPLIT, k=k, name=name, **settings)
+
+
+def knows(*movies):
+    return Histories(np.array(movies, np.int32), np.array([0, len(movies)]))
+
+
+WHOLE_MESSAGES = [
+    (
+        lambda: random_split([1]),
+        "random_split got a list; give a pandas DataFrame, as the ratings of "
+        "rectutor.data.load_movielens()",
+    ),
+    (
+        lambda: leave_one_out(None),
+        "leave_one_out got a NoneType; give a pandas DataFrame, as the ratings of "
+        "rectutor.data.load_movielens()",
+    ),
+    (
+        lambda: by_time(ratings().iloc[:0]),
+        "temporal_split got a frame without rows; give at least one interaction",
+    ),
+    (
+        lambda: random_split(ratings().drop(columns="user_id")),
+        "random_split: no column 'user_id' among ['movie_id', 'timestamp']; rename yours, or "
+        "use rectutor.data.from_dataframe",
+    ),
+    (
+        lambda: by_time(ratings().drop(columns="timestamp")),
+        "temporal_split: no column 'timestamp' among ['user_id', 'movie_id']; without times use "
+        "random_split",
+    ),
+    (
+        lambda: leave_one_out(ratings(movie_id=[1, 2, -7, 3, 4])),
+        "leave_one_out: movie_id -7 is no id; ids run from 1 (0 is padding) to 2,147,483,647: "
+        "number them with rectutor.data.from_dataframe",
+    ),
+    (
+        lambda: random_split(ratings(movie_id=[1, 2, 3, 4, 2**31])),
+        "random_split: movie_id 2147483648 is no id; ids run from 1 (0 is padding) to "
+        "2,147,483,647: number them with rectutor.data.from_dataframe",
+    ),
+    (
+        lambda: random_split(ratings(user_id=list("abcde"))),
+        "random_split: column user_id is str, as in 'a'; ids are integers from 1: number them "
+        "with rectutor.data.from_dataframe",
+    ),
+    (
+        lambda: leave_one_out(ratings(timestamp=[1, 2, np.nan, 4, 5])),
+        "leave_one_out: timestamp is missing in row 2 (1 in all); fill it in or drop the rows",
+    ),
+    (
+        lambda: by_time(ratings(timestamp=list("abcde"))),
+        "temporal_split: column timestamp is str, as in 'a'; give seconds: "
+        "rectutor.data.from_dataframe converts dates",
+    ),
+    (
+        lambda: by_time(ratings(timestamp=[1, 2, 3, np.inf, np.inf])),
+        "temporal_split: timestamp inf in row 3 is no time; fill it in or drop the row",
+    ),
+    (
+        lambda: random_split(ratings(), 0.2, (4, 1)),
+        "random_split got both test_fraction=0.2 and sizes=(4, 1); give one of them",
+    ),
+    (
+        lambda: random_split(ratings(), 1),
+        "test_fraction=1 is no share; give a number between 0 and 1, as 0.2",
+    ),
+    (
+        lambda: random_split(ratings(), sizes=(5, 0)),
+        "random_split would make train 5 and test 0 rows of 5; each needs at least one: change "
+        "test_fraction or sizes, or give more rows",
+    ),
+    (
+        lambda: random_split(ratings(), sizes=(5,)),
+        "random_split got sizes=(5,); give (train, test) or (train, validation, test), whole "
+        "numbers of rows",
+    ),
+    (
+        lambda: random_split(ratings(), sizes=(4000, 2)),
+        "random_split got sizes=(4000, 2), 4,002 rows in all, for 5 ratings; the sizes are not "
+        "negative and add up to the number of rows",
+    ),
+    (
+        lambda: by_time(ratings(), cutoff=1),
+        "temporal_split at 1 leaves train empty: the timestamps run from 1 to 5; choose a "
+        "moment after the first and not after the last",
+    ),
+    (
+        lambda: by_time(ratings(), cutoff=6),
+        "temporal_split at 6 leaves test empty: the timestamps run from 1 to 5; choose a "
+        "moment after the first and not after the last",
+    ),
+    (
+        lambda: by_time(ratings(), cutoff=float("inf")),
+        "temporal_split got cutoff=inf; give a moment in the unit of timestamp",
+    ),
+    (
+        lambda: by_time(ratings(), fraction=0.01),
+        "temporal_split with fraction=0.01 asks for 0 of 5 rows; each part needs at least one",
+    ),
+    (
+        lambda: by_time(ratings(), fraction=1.5),
+        "fraction=1.5 is no share; give a number between 0 and 1, as 0.2",
+    ),
+    (
+        lambda: by_time(ratings(), cutoff=3, validation_fraction=0.8),
+        "temporal_split with validation_fraction=0.8 asks for 4 of 2 rows; each part needs at "
+        "least one",
+    ),
+    (
+        lambda: by_time(ratings(), cutoff=3, validation_fraction=2),
+        "validation_fraction=2 is no share; give a number between 0 and 1, as 0.2",
+    ),
+    (
+        lambda: by_time(ratings(), cutoff=3, validation_fraction=0.4),
+        "temporal_split with validation_fraction=0.4 leaves train empty; lower it",
+    ),
+    (
+        lambda: Split([], ratings(), ratings(), 2, 4),
+        "Split(train=...) is a list; give a pandas DataFrame with the columns user_id and movie_id",
+    ),
+    (
+        lambda: Split(ratings(), ratings(), ratings(), 1, 4),
+        "Split.train has user_id 2, but the split is said to have only 1; raise num_users or "
+        "num_movies",
+    ),
+    (
+        lambda: Queries(np.array([1, 2], np.int32), QUERIES.histories),
+        "Queries got 2 user_ids and 2 history offsets; histories go by position, so give one "
+        "offset more than users",
+    ),
+    (lambda: evaluate(zeros, SPLIT, 3, on="x"), "on='x'; evaluate on 'test' or on 'validation'"),
+    (
+        lambda: queries_for(random_split(ratings()), "validation"),
+        "split.validation has no interactions, so there is nobody to ask about; give user_ids, "
+        "or more data",
+    ),
+    (lambda: queries_for(SPLIT, user_ids=["a"]), "user_ids=['a']; give integers, as [42]"),
+    (
+        lambda: queries_for(SPLIT, user_ids=[1, 3]),
+        "user_ids has 3; users of this split run from 1 to 2",
+    ),
+    (
+        lambda: evaluate(zeros, ratings(), 3),
+        "evaluate got a DataFrame for split; give a Split, as rectutor.splits.leave_one_out"
+        "(ratings)",
+    ),
+    (
+        lambda: evaluate("a name", SPLIT, 3),
+        "recommender is a str, which cannot be called; give a function of queries, or a fitted "
+        "baseline",
+    ),
+    (
+        lambda: evaluate(Popularity().fit(SPLIT, True), SPLIT, 3, on="validation"),
+        "popularity was fitted on train and validation, so it has seen the validation targets; "
+        "fit it with include_validation=False",
+    ),
+    (
+        lambda: evaluate(zeros, SPLIT, 3, num_resamples=0),
+        "num_resamples=0; give a whole number from 1",
+    ),
+    (lambda: evaluate(zeros, SPLIT, 3, batch_size=0), "batch_size=0; give a whole number from 1"),
+    (
+        lambda: evaluate(zeros, SPLIT, 7),
+        "k=7; give a whole number from 1 to 6, the size of the catalogue",
+    ),
+    (
+        lambda: evaluate(nan_for_user_1, SPLIT, 3),
+        "nan_for_user_1 scored movie 5 NaN for user 1; look for a division by zero or a "
+        "diverged training",
+    ),
+    (
+        lambda: evaluate(lambda q: np.zeros((1, 6)), SPLIT, 3, name="no matter"),
+        "<lambda> returned scores of shape (1, 6) for 1 queries; expected (1, 6 + 1): one row a "
+        "query, one column a movie id, column 0 for padding",
+    ),
+    (
+        lambda: recommend(lambda q: np.zeros(7), QUERIES, 3),
+        "<lambda> returned scores of shape (7,) for 1 queries; expected (1, num_movies + 1): "
+        "one row a query, one column a movie id, column 0 for padding",
+    ),
+    (
+        lambda: recommend(lambda q: np.zeros((1, 3)), QUERIES, 1),
+        "a history holds movie 3, but <lambda> scores movies 1 to 2; give one column for each "
+        "movie of the catalogue",
+    ),
+    (
+        lambda: recommend(zeros, Queries(np.array([1]), knows(-2, 3)), 3),
+        "a history holds movie -2, but zeros scores movies 1 to 6; give one column for each "
+        "movie of the catalogue",
+    ),
+    (
+        lambda: recommend(zeros, Queries(np.array([1]), knows(0, 9)), 3),
+        "a history holds movie 9, but zeros scores movies 1 to 6; give one column for each "
+        "movie of the catalogue",
+    ),
+    (
+        lambda: Split(ratings().drop(columns="movie_id"), ratings(), ratings(), 2, 4),
+        "Split.train: no column 'movie_id' among ['user_id', 'timestamp']; rename yours, or use "
+        "rectutor.data.from_dataframe",
+    ),
+    (
+        lambda: evaluate(lambda q: None, SPLIT, 3),
+        "<lambda> returned a NoneType that is no table of scores (dtype object); return floats "
+        "(B, num_movies + 1)",
+    ),
+    (lambda: compare([]), "compare got no evaluation; give at least one"),
+    (
+        lambda: compare({"x": 0.5}),
+        "compare got a float for 'x'; give what evaluate() returns",
+    ),
+    (
+        lambda: compare([scored(), scored()]),
+        "compare got the names ['good', 'good'], some twice; give evaluate(..., name=...) or a "
+        "dict",
+    ),
+    (
+        lambda: compare({"a": scored(), "b": scored(k=2)}),
+        "'a' has k=3 and 'b' k=2; evaluate both with the same k",
+    ),
+    (
+        lambda: compare({"a": scored(), "b": scored(on="validation")}),
+        "'a' is on 1 users of test and 'b' on 1 users of validation, and they are not the same; "
+        "evaluate both on one split",
+    ),
+    (
+        lambda: compare(results()).better("a", "c"),
+        "no model 'c' here; there are ['a', 'b']",
+    ),
+    (
+        lambda: compare(results()).better("a", "b", "coverage"),
+        "metric='coverage'; compare by one of ['hit_rate', 'ndcg', 'mrr']",
+    ),
+    (
+        lambda: compare(results()).better("a", "b", num_resamples=0),
+        "num_resamples=0; give a whole number from 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WHOLE_MESSAGES, ids=range(len(WHOLE_MESSAGES)))
+def test_an_error_names_place_value_and_remedy(call, message):
+    with pytest.raises((TypeError, ValueError)) as error:
+        call()
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(

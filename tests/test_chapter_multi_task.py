@@ -1,16 +1,12 @@
 """The multi-task chapter's own classes keep the contracts the text gives them."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
-from chapters import ROOT, definitions
+from chapters import definitions
 from keras import ops
 
 from rectutor.data import synthetic
@@ -437,51 +433,3 @@ def test_rmse_sentence_follows_the_interval(chapter):
     assert chapter.say_rmse_difference("b", "a", names, rmse, draws).startswith("b loses to a")
     draws[:, 1] = np.linspace(0.1, 0.3, 100)
     assert "is not told from" in chapter.say_rmse_difference("a", "b", names, rmse, draws)
-
-
-SCORES = """
-import json, sys
-import numpy as np
-sys.path.insert(0, {tests!r})
-from chapters import definitions
-from keras import ops
-chapter = definitions("multi_task")
-found = {{}}
-sizes = dict(num_users=12, num_movies=20, width=4, seed=1)
-for name, model in (
-    ("documented", chapter.DocumentedMultiTask(hidden=(6, 5), **sizes)),
-    ("joint", chapter.JointModel(hidden=6, **sizes)),
-):
-    rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(size=weight.shape).astype("float32") for weight in model.weights])
-    x = {{"user_id": rng.integers(1, 13, 16), "movie_id": rng.integers(1, 21, 16)}}
-    y = rng.random(16).astype("float32")
-    scores = {{**model(x), "affinities": model.affinities(x["user_id"])}}
-    scores["loss"] = model.compute_loss(x, y, model(x))
-    for key, value in scores.items():
-        found[name + " " + key] = np.asarray(ops.convert_to_numpy(value)).reshape(-1).tolist()
-print("SCORES " + json.dumps(found))
-"""
-
-
-@pytest.mark.slow
-def test_the_same_weights_give_the_same_scores_on_three_backends(tmp_path):
-    script = SCORES.format(tests=str(ROOT / "tests"))
-    found = {}
-    for backend in ("jax", "tensorflow", "torch"):
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "KERAS_BACKEND": backend},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        found[backend] = json.loads(done.stdout.split("SCORES ", 1)[1])
-    assert len(found["jax"]) > 6
-    for backend in ("tensorflow", "torch"):
-        for name, values in found["jax"].items():
-            np.testing.assert_allclose(
-                found[backend][name], values, atol=1e-4, rtol=1e-4, err_msg=f"{backend}, {name}"
-            )

@@ -1,10 +1,5 @@
 """The contracts of the ranking chapter's models: what must hold whatever the data."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pandas as pd
@@ -12,7 +7,6 @@ import pytest
 from chapters import definitions
 
 NUM_USERS, NUM_MOVIES = 12, 9
-CLOSED_PART = Path(__file__).parent / "ranking_scores.py"
 
 
 @pytest.fixture(scope="module")
@@ -181,39 +175,3 @@ def test_a_new_user_gets_the_ridge_solution(chapter):
     vectors, solution = random.normal(size=(200, 3)), np.array([0.2, 1.0, -1.0, 0.5])
     leftovers = solution[0] + vectors @ solution[1:]
     np.testing.assert_allclose(chapter.fold_in(vectors, leftovers, ridge=1e-9), solution, atol=1e-6)
-
-
-SCORE = """
-import sys
-import numpy as np
-sys.path.insert(0, {tests!r})
-from test_chapter_ranking import definitions, make, scores, some_pairs
-found = {{}}
-for kind in ("documented", "biased", "features"):
-    model = make(definitions("ranking"), kind)
-    model(some_pairs())
-    random = np.random.default_rng(5)
-    shapes = [weights.shape for weights in model.get_weights()]
-    model.set_weights([random.normal(size=shape).astype("float32") / 4 for shape in shapes])
-    found[kind] = scores(model, some_pairs())
-np.savez({out!r}, **found)
-"""
-
-
-@pytest.mark.slow
-def test_same_weights_give_the_same_scores_on_every_backend(tmp_path):
-    found = {}
-    for backend in ("jax", "tensorflow", "torch"):
-        out = str(tmp_path / f"{backend}.npz")
-        code = SCORE.format(tests=str(Path(__file__).parent), out=out)
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"KERAS_BACKEND": backend},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        found[backend] = dict(np.load(out))
-    for backend in ("tensorflow", "torch"):
-        for kind, expected in found["jax"].items():
-            np.testing.assert_allclose(found[backend][kind], expected, atol=1e-4, err_msg=kind)

@@ -1,16 +1,10 @@
 """Contracts on the retrieval chapter's own classes and functions."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pandas as pd
 import pytest
-from chapters import ROOT, definitions
+from chapters import definitions
 from keras import ops
 
 from rectutor import PADDING_ID
@@ -287,65 +281,3 @@ def test_a_random_scorer_is_ahead_half_of_the_time(chapter):
 )
 def test_short_titles(chapter, title, short):
     assert chapter.short_title(title) == short
-
-
-_SCORES = """
-import json, sys
-sys.path.insert(0, "tests")
-import numpy as np
-from keras import ops
-from chapters import definitions
-chapter = definitions("retrieval")
-rng = np.random.default_rng(0)
-out = {}
-watched = (rng.random((4, 11)) < 0.3).astype(np.int8)
-watched[:, 0] = 0
-users = np.array([1, 2, 3, 4], np.int32)
-movies = np.array([5, 6, 5, 7], np.int32)
-inputs = {
-    "DocumentedRetrieval": {"user_id": users, "movie_id": movies},
-    "InBatchRetrieval": {"user_id": users, "movie_id": movies,
-                         "chance": np.array([0.5, 0.3, 0.5, 0.2], np.float32)},
-    "CatalogueRetrieval": {"user_id": users, "watched": watched},
-}
-for name, x in inputs.items():
-    more = {"remove_hits": True, "correct": True} if name == "InBatchRetrieval" else {}
-    model = getattr(chapter, name)(5, 10, 8, **more)
-    model(x)
-    weights = np.random.default_rng(1)
-    model.set_weights([weights.normal(size=weight.shape) for weight in model.get_weights()])
-    scores = model(x, training=False) if name != "DocumentedRetrieval" else model(x)
-    out[name] = ops.convert_to_numpy(scores).tolist()
-    if more:
-        loss = model.compute_loss(x=x, y_pred=scores)
-        out["in-batch loss"] = float(ops.convert_to_numpy(loss))
-    if name == "CatalogueRetrieval":
-        loss = chapter.CatalogueSoftmax(0.1)(watched, scores)
-        out["catalogue loss"] = float(ops.convert_to_numpy(loss))
-print("SCORES" + json.dumps(out))
-"""
-
-
-def _scores(backend):
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", _SCORES],
-        cwd=Path(ROOT),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("SCORES"))
-    return json.loads(line.removeprefix("SCORES"))
-
-
-def test_same_weights_give_the_same_scores_on_every_backend():
-    by_backend = {backend: _scores(backend) for backend in ("jax", "tensorflow", "torch")}
-    for backend in ("tensorflow", "torch"):
-        for what, expected in by_backend["jax"].items():
-            np.testing.assert_allclose(
-                by_backend[backend][what], expected, atol=1e-4, err_msg=f"{backend}: {what}"
-            )

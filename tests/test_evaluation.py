@@ -4,6 +4,7 @@ Several of these tests exist to catch one planted fault each: seen movies that c
 by one, a target that leaks into its own query, a wrong logarithm in NDCG, ties for the model.
 """
 
+import dataclasses
 import itertools
 import math
 import re
@@ -216,6 +217,12 @@ def test_a_target_seen_before_is_a_miss_and_is_counted():
     assert "seen before" not in str(again)
 
 
+def test_seen_targets_are_counted_over_all_batches():
+    ratings = frame([(user, movie) for user in (1, 2, 3) for movie in (1, 2, 3, 1)])
+    result = evaluate(scorer(9, 0, 0), leave_one_out(ratings), k=1, batch_size=1)
+    assert result.num_seen_targets == 3
+
+
 def test_several_targets_a_user():
     """Targets 4 and 5 at ranks 1 and 3 of 3, and only two of three targets fit in k = 2."""
     train, test = frame([(1, 1)]), frame([(1, 4), (1, 5)])
@@ -392,7 +399,59 @@ def test_scores_of_a_recommender_are_left_as_they_were():
     assert scores.tolist() == [[0.0, 9, 9, 9, 5, 1, 1]]
 
 
-def test_scores_may_be_tensors():
+def test_whole_numbers_too_large_for_32_bit_floats_do_not_tie():
+    large = 2**24  # the next float32 is two above
+    result = evaluate(
+        lambda q: np.tile(np.array([0, 0, 0, 0, large + 1, large, 0]), (len(q), 1)),
+        one_user(),
+        k=1,
+    )
+    assert result.hit_rate == 1.0
+
+
+class TorchLike:
+    """A tensor as PyTorch has them: NumPy reads it off the graph only, and no two-byte floats."""
+
+    def __init__(self, rows, size=4, attached=True):
+        self.rows, self.size, self.attached = rows, size, attached
+
+    def detach(self):
+        return TorchLike(self.rows, self.size, attached=False)
+
+    def cpu(self):
+        return self
+
+    def element_size(self):
+        return self.size
+
+    def float(self):
+        return TorchLike(self.rows, 4, self.attached)
+
+    def __array__(self, dtype=None, copy=None):
+        if self.attached or self.size == 2:
+            raise TypeError("detach and widen it first")
+        return np.array(self.rows, {4: np.float32, 8: np.float64}[self.size])
+
+
+@pytest.mark.parametrize(("size", "tied"), [(2, True), (4, True), (8, False)])
+def test_tensors_are_detached_and_widened_only_where_numpy_needs_it(size, tied):
+    close = 1 + 1e-9  # more than 1 in eight bytes only
+    scores = TorchLike([[0.0, 0, 0, 0, close, 1, 0]], size)
+    assert evaluate(lambda q: scores, one_user(), k=1).hit_rate == (0.0 if tied else 1.0)
+
+
+def test_a_score_that_is_no_number_is_reported_for_the_user_it_is_of():
+    def second_is_nan(queries):
+        scores = np.zeros((len(queries), 5))
+        scores[1, 3] = np.nan
+        return scores
+
+    split = leave_one_out(frame([(user, movie) for user in (4, 7) for movie in (1, 2, 3, 4)]))
+    with pytest.raises(ValueError, match="scored movie 3 NaN for user 7; look for a division"):
+        evaluate(second_is_nan, split, k=1)
+
+
+def test_scores_may_be_jax_tensors():
     jax_numpy = pytest.importorskip("jax.numpy")
     split, row = one_user(), [[0.0, 9, 9, 9, 5, 1, 1]]
     for scores in (jax_numpy.array(row), jax_numpy.array(row, dtype="bfloat16")):
@@ -481,6 +540,27 @@ def test_coverage_counts_movies_in_many_lists_and_in_few():
     assert everybody.metrics["coverage"] == Interval(0.04, 0.04, 0.04)
 
 
+@pytest.mark.parametrize("loved", [1, 40])
+def test_intervals_are_those_of_the_definition(loved):
+    """Draw the users as the evaluator does, and look each resample up."""
+    split, scores = random_case(num_users=9)
+    scores[1:4, loved] = 99.0
+    result = evaluate(
+        lambda q: scores[q.user_ids], split, 2, exclude_seen=False, num_resamples=70, seed=5
+    )
+    rng = np.random.default_rng(5)
+    drawn = np.concatenate([rng.integers(9, size=(64, 9)), rng.integers(9, size=(6, 9))])
+    for name, values in result.per_user.items():
+        low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+        assert result.metrics[name].low == pytest.approx(low)
+        assert result.metrics[name].high == pytest.approx(high)
+    shares = np.array([len(set(result.recommendations[row].ravel())) for row in drawn]) / 40
+    low, high = np.quantile(shares, [0.025, 0.975]) + result.coverage - shares.mean()
+    assert loved in result.recommendations
+    assert result.metrics["coverage"].low == pytest.approx(low)
+    assert result.metrics["coverage"].high == pytest.approx(high)
+
+
 # display --------------------------------------------------------------------------------------
 
 
@@ -537,6 +617,78 @@ def test_a_comparison_marks_the_best_of_each_column():
     assert "bootstrap intervals over users; bold: best of its column</caption>" in page
     assert f"<tr><th>bad &lt;1&gt;</th><td>{results['bad <1>'].metrics['hit_rate']}</td>" in page
     assert f"<strong>{results['good'].metrics['ndcg']}</strong>" in page
+
+
+def test_the_tables_are_aligned_to_the_letter():
+    """Two movies compete, so the target at the second place has 1 / log2(3) of the gain."""
+    split = one_user()
+    first = evaluate(scorer(0, 0, 0, 3, 2, 1), split, k=2, name="first")
+    second = evaluate(scorer(0, 0, 0, 2, 3, 1), split, k=2, name="the second")
+    assert str(first) == (
+        "            first\n"
+        "----------  --------------------\n"
+        "HR@2        1.000 [1.000, 1.000]\n"
+        "NDCG@2      1.000 [1.000, 1.000]\n"
+        "MRR@2       1.000 [1.000, 1.000]\n"
+        "coverage@2  0.333 [0.333, 0.333]\n"
+        "1 users, test; 95 % bootstrap intervals over users"
+    )
+    long = dataclasses.replace(first, name="a name that is longer than its interval")
+    assert str(long).splitlines()[1] == f"{'-' * 10}  {'-' * 39}"
+    both = compare([first, second])
+    gap, one, third = " " * 2, "1.000 [1.000, 1.000]", "0.333 [0.333, 0.333]"
+    assert str(both).splitlines() == [
+        gap.join([" " * 10, *(f"{name:21}" for name in ("HR@2", "NDCG@2", "MRR@2"))])
+        + gap
+        + "coverage@2",
+        gap.join(["-" * 10, *["-" * 21] * 4]),
+        gap.join(["first     ", f"{one}*", f"{one}*", f"{one}*", f"{third}*"]),
+        gap.join(
+            ["the second", f"{one}*", "0.631 [0.631, 0.631] ", "0.500 [0.500, 0.500] ", f"{third}*"]
+        ),
+        "1 users, test; 95 % bootstrap intervals over users; * best of its column",
+    ]
+    assert both._repr_html_().endswith(
+        "<tbody><tr><th>first</th>"
+        + "<td><strong>1.000 [1.000, 1.000]</strong></td>" * 3
+        + "<td><strong>0.333 [0.333, 0.333]</strong></td></tr>"
+        "<tr><th>the second</th><td><strong>1.000 [1.000, 1.000]</strong></td>"
+        "<td>0.631 [0.631, 0.631]</td><td>0.500 [0.500, 0.500]</td>"
+        "<td><strong>0.333 [0.333, 0.333]</strong></td></tr></tbody></table>"
+    )
+    for table in (both.to_frame(), both.intervals()):
+        assert table.index.name == "model"
+
+
+def test_a_note_on_seen_targets_follows_the_other_facts():
+    result = evaluate(scorer(9, 0, 0, 0, 0, 0), one_user(target=1), k=1)
+    assert str(result).splitlines()[-1] == (
+        "1 users, test; 95 % bootstrap intervals over users; 1 targets were seen before and "
+        "count as misses (exclude_seen=False lets them compete)"
+    )
+
+
+def test_the_best_are_those_that_look_best():
+    """0.5001 and 0.5002 both read 0.500."""
+    _, results = small_results()
+    one = results["good"]
+    better = {**one.metrics, "ndcg": Interval(one.ndcg + 1e-4, 0.0, 1.0)}
+    shown = round(one.ndcg, 3) == round(one.ndcg + 1e-4, 3)
+    table = compare({"a": one, "b": dataclasses.replace(one, metrics=better)})
+    assert shown
+    assert str(table).count("]*") == 8
+
+
+def test_the_defaults_are_those_the_book_states():
+    split, good = half_hits()
+    result = evaluate(good, split)
+    assert (result.k, result.on, result.recommendations.shape) == (10, "test", (400, 10))
+    assert result.metrics == evaluate(good, split, num_resamples=1000, seed=0).metrics
+    assert recommend(good, queries_for(split)).shape == (400, 10)
+    table = compare({"a": result, "b": evaluate(lambda q: 1.0 * good(q)[:, ::-1], split)})
+    assert table.better("a", "b") == table.better("a", "b", "ndcg", num_resamples=1000, seed=0)
+    nobody = Queries(np.zeros(0, np.int32), Histories(np.zeros(0, np.int32), np.array([0])))
+    assert recommend(good, nobody).dtype == np.int32
 
 
 def test_equal_values_are_all_best():

@@ -82,6 +82,17 @@ class TestHistories:
     def test_no_rows_are_fine_when_the_number_of_users_is_known(self):
         empty = frame([1], [1], [1]).iloc[:0]
         assert histories(empty, num_users=2).lengths.tolist() == [0, 0, 0]
+        assert histories(empty, num_users=0).lengths.tolist() == [0]
+
+    def test_ids_may_be_as_large_as_32_bits_hold(self):
+        assert histories(frame([1], [2**31 - 1], [1]))[1].tolist() == [2**31 - 1]
+        with pytest.raises(ValueError, match="movie_id 2147483648 does not fit 32 bits"):
+            histories(frame([1], [2**31], [1]))
+
+    def test_times_that_just_do_not_fit_one_key_with_user_and_row(self):
+        """Two bits for the user, 60 for the time and two for the row are one too many."""
+        found = histories(frame([2, 1, 1], [5, 6, 7], [2**59, 3, 0]))
+        assert [found[user].tolist() for user in (1, 2)] == [[7, 6], [5]]
 
     @pytest.mark.parametrize(
         "times",
@@ -97,7 +108,7 @@ class TestHistories:
 
     @given(
         st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(0, 3)), min_size=1),
-        st.sampled_from([1, 2**40, 2**60]),
+        st.sampled_from([1, 2**40, 2**58, 2**60]),
     )
     def test_same_as_sorting_rows(self, rows, step):
         users, movies, times = map(list, zip(*rows, strict=True))
@@ -120,6 +131,7 @@ class TestSlidingWindows:
     def test_users_of_the_windows(self):
         _, _, users = sliding_windows(flat([[1, 2, 3], [4], [5, 6, 7]]), 2, return_users=True)
         assert users.tolist() == [1, 1, 3, 3]
+        assert users.dtype == np.int32
 
     @given(LISTS, st.integers(1, 14), st.integers(2, 6), st.sampled_from(["before", "after"]))
     def test_same_as_slicing_lists(self, lists, length, min_length, padding):
@@ -218,6 +230,11 @@ class TestLastWindow:
             assert left[row].tolist() == zeros + kept
             assert right[row].tolist() == kept + zeros
 
+    def test_rows_are_of_32_bits_whatever_the_movies_are(self):
+        wide = Histories(np.array([4, 5, 6], np.int64), np.array([0, 0, 3]))
+        assert last_window(wide, 2).dtype == np.int32
+        assert all(part.dtype == np.int32 for part in sliding_windows(wide, 2))
+
 
 class TestSampleNegatives:
     @given(LISTS, st.integers(0, 5), st.sampled_from([0.0, 0.75, 1.0, -1.0, 40.0]))
@@ -232,6 +249,42 @@ class TestSampleNegatives:
     def test_rows_for_chosen_users(self):
         found = sample_negatives(flat([[1, 2], [2, 3]]), 3, 4, seed=0, users=[2, 1, 2])
         assert found.tolist() == [[1] * 4, [3] * 4, [1] * 4]
+
+    def test_every_row_may_hold_movies_the_first_too(self):
+        """Histories that go by position, as those of queries, have no padding row."""
+        by_position = Histories(np.array([1, 2], np.int32), np.array([0, 2]))
+        assert sample_negatives(by_position, 3, 20, seed=0, users=[0]).tolist() == [[3] * 20]
+
+    def test_a_catalogue_of_one_movie(self):
+        nobody = Histories(np.zeros(0, np.int32), np.array([0, 0]))
+        assert sample_negatives(nobody, 1, 2, seed=0).tolist() == [[1, 1]]
+
+    def test_draws_are_uniform_unless_asked(self):
+        popular = flat([[1, 2, 3], [1, 2], [1, 2], [4]])
+        uniform = sample_negatives(popular, 9, 50, seed=0, alpha=0.0)
+        assert np.array_equal(sample_negatives(popular, 9, 50, seed=0), uniform)
+        assert not np.array_equal(sample_negatives(popular, 9, 50, seed=0, alpha=1.0), uniform)
+
+    def test_weights_of_a_large_catalogue_neither_overflow_nor_round_away(self):
+        """Movie 1 of 2,000 is watched nine times, the others never."""
+        draws = sample_negatives(
+            flat([[1]] * 9 + [[2]]), 2000, 100_000, seed=3, alpha=1.0, users=[10]
+        )
+        assert ((draws >= 1) & (draws <= 2000)).all()
+        assert np.mean(draws == 1) == pytest.approx(9 / 2007, rel=0.15)
+        assert len(np.unique(draws)) > 1950
+
+    def test_a_steep_power_of_popularity_neither_overflows_nor_loses_a_movie(self):
+        steep = sample_negatives(flat([[1]] * 1000 + [[2]]), 5, 20, 0, users=[1, 1001], alpha=60.0)
+        assert set(steep[1]) == {1}
+        assert set(steep[0]) == {2, 3, 4, 5}
+
+    def test_weights_leave_room_for_many_users(self):
+        many = flat([[1 + user % 5, 6 + user % 3] for user in range(20_000)])
+        draws = sample_negatives(many, 20, 2, seed=0, alpha=1.0)
+        watched = [(1 + user % 5, 6 + user % 3) for user in range(20_000)]
+        assert ((draws >= 1) & (draws <= 20)).all()
+        assert not (draws[1:, :, None] == np.array(watched)[:, None, :]).any()
 
     def test_one_movie_left_among_many(self):
         everything = list(range(1, 3000))
@@ -283,6 +336,11 @@ ONE = flat([[1, 2, 3]])
         (lambda: histories(frame([1], [-7], [1])), ValueError, "movie_id -7 in row 0"),
         (lambda: histories(frame([1], [2**40], [1])), ValueError, "does not fit 32 bits"),
         (lambda: histories(frame([1], [1], [np.nan])), ValueError, "timestamp of row 0 is missing"),
+        (
+            lambda: histories(frame([1, 1], [1, 2], [1.0, np.nan])),
+            ValueError,
+            "timestamp of row 1 is missing",
+        ),
         (lambda: histories(frame([1], [1], [pd.NaT])), ValueError, "timestamp of row 0 is missing"),
         (lambda: histories(frame([1], [1], ["noon"])), TypeError, "'timestamp' has dtype"),
         (lambda: histories(frame([5], [1], [1]), num_users=3), ValueError, "above num_users=3"),
@@ -316,6 +374,136 @@ ONE = flat([[1, 2, 3]])
 def test_bad_input_is_named_with_its_remedy(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: histories(frame([1], [1], [1]).iloc[:0]),
+            "histories: the ratings are empty, so the number of users is unknown; "
+            "pass num_users, or check the filter that left no rows.",
+        ),
+        (
+            lambda: histories(frame([1], [1], [1]), num_users=-1),
+            "histories: num_users=-1 is below 0; pass 0 or more.",
+        ),
+        (
+            lambda: histories(frame([5], [1], [1]), num_users=3),
+            "histories: user_id 5 is above num_users=3; pass the highest user id, or none at all.",
+        ),
+        (
+            lambda: histories([1, 2]),
+            "histories: ratings is a list, not a pandas DataFrame; "
+            "pass the ratings of a Dataset or of a Split.",
+        ),
+        (
+            lambda: histories(frame([1], [1], [1]).drop(columns="user_id")),
+            "histories: the ratings have no column 'user_id', only ['movie_id', 'timestamp']; "
+            "rename a column or see rectutor.data.from_dataframe.",
+        ),
+        (
+            lambda: histories(frame([1.5], [1], [1])),
+            "histories: column 'user_id' has dtype float64, ids must be integers; "
+            "rectutor.data.from_dataframe maps any ids to integers.",
+        ),
+        (
+            lambda: histories(frame([1], [2**40], [1])),
+            "histories: movie_id 1099511627776 does not fit 32 bits; "
+            "rectutor.data.from_dataframe maps ids to 1, 2, 3 and so on.",
+        ),
+        (
+            lambda: histories(frame([1], [1], [True])),
+            "histories: column 'timestamp' has dtype bool; it must hold numbers (seconds) or "
+            "times, see pandas.to_datetime.",
+        ),
+        (
+            lambda: histories(frame([1], [1], [np.nan])),
+            "histories: the timestamp of row 0 is missing; drop such rows or fill them in.",
+        ),
+        (
+            lambda: Histories(np.zeros((2, 2)), np.array([0, 2])),
+            "Histories: items has shape (2, 2) and offsets (2,); both must be flat arrays, and "
+            "offsets must not be empty.",
+        ),
+        (
+            lambda: Histories(np.arange(3), np.array([0, 2])),
+            "Histories: offsets run from 0 to 2 over 3 items; they must begin with 0, never "
+            "decrease and end with the number of items.",
+        ),
+        (
+            lambda: Histories(np.arange(3), np.array([0, 1, 2])),
+            "Histories: offsets run from 0 to 2 over 3 items; they must begin with 0, never "
+            "decrease and end with the number of items.",
+        ),
+        (
+            lambda: sliding_windows(ONE, 0),
+            "sliding_windows: length=0 is below 1; pass 1 or more.",
+        ),
+        (
+            lambda: sliding_windows(ONE, 2, min_length=1),
+            "sliding_windows: min_length=1 is below 2; pass 2 or more.",
+        ),
+        (
+            lambda: sliding_windows(ONE, 2, padding="left"),
+            "sliding_windows: padding='left' is unknown; choose 'before' or 'after'.",
+        ),
+        (
+            lambda: training_windows(ONE, True),
+            "training_windows: length=True is not an integer; pass a count.",
+        ),
+        (
+            lambda: training_windows(ONE, 2, stride=0),
+            "training_windows: stride=0 is below 1; pass 1 or more.",
+        ),
+        (
+            lambda: training_windows(ONE, 2, stride=3),
+            "training_windows: stride=3 is above length=2 and would skip movies; "
+            "choose a stride of at most the length.",
+        ),
+        (lambda: last_window(ONE, "5"), "last_window: length='5' is a str; pass an integer."),
+        (
+            lambda: last_window(ONE, 5, padding="pre"),
+            "last_window: padding='pre' is unknown; choose 'before' or 'after'.",
+        ),
+        (
+            lambda: sample_negatives(ONE, 0, 1, 0),
+            "sample_negatives: num_movies=0 is below 1; pass 1 or more.",
+        ),
+        (
+            lambda: sample_negatives(ONE, 5, -1, 0),
+            "sample_negatives: count=-1 is below 0; pass 0 or more.",
+        ),
+        (
+            lambda: sample_negatives(ONE, 2, 1, 0),
+            "sample_negatives: the histories hold movie 3, above num_movies=2; "
+            "pass the highest movie id of the catalogue.",
+        ),
+        (
+            lambda: sample_negatives(ONE, 3, 1, 0, users=[1]),
+            "sample_negatives: user 1 has watched all 3 movies, so there is no negative to "
+            "draw; leave the user out or check num_movies.",
+        ),
+        (
+            lambda: sample_negatives(ONE, 5, 1, 0, users=[2]),
+            "sample_negatives: user 2 is not in the histories, whose rows run from 0 to 1.",
+        ),
+        (
+            lambda: sample_negatives(ONE, 5, 1, 0, users=[0.5]),
+            "sample_negatives: users has shape (1,) and dtype float64; "
+            "it must be a flat array of integers.",
+        ),
+        (
+            lambda: sample_negatives(ONE, 5, 1, 0, alpha=np.nan),
+            "sample_negatives: alpha=nan is not a finite number; "
+            "0 draws uniformly, 1 by popularity.",
+        ),
+    ],
+)
+def test_an_error_names_function_value_and_remedy(call, message):
+    with pytest.raises((TypeError, ValueError)) as error:
+        call()
+    assert str(error.value) == message
 
 
 def test_empty_histories_give_empty_arrays():

@@ -114,6 +114,12 @@ def test_the_world_may_be_larger_than_the_ratings(make):
         make(ratings, num_users=0)
 
 
+def test_ids_may_be_as_large_as_32_bits_hold():
+    largest = 2**31 - 1
+    split = random_split(frame((1, 1, 0), (1, largest, 1), (largest, 1, 2)))
+    assert (split.num_users, split.num_movies) == (largest, largest)
+
+
 # random_split -------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "results"
 STAMPS = ROOT / "_build" / "executed"
+RENDERED = ROOT / "_build" / "rendered.json"
 
 #: What decides a chapter's outputs besides its source and the package.
 ENVIRONMENT = ("KERAS_BACKEND", "RECTUTOR_DATA", "RECTUTOR_PROFILE", "RECTUTOR_SEED")
@@ -218,9 +219,12 @@ def render() -> None:
     program = Path(sys.executable).with_name("jupyter-book")
     command = [str(program), "build", "-W", "--keep-going", str(ROOT)]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    started = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     if done.returncode:
         raise ChapterError("the book did not render without warnings; the first one is above")
+    seconds = round(time.perf_counter() - started, 1)
+    RENDERED.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     print("\nThe book is in _build/html: open _build/html/index.html in a browser.")
 
 

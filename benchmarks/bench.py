@@ -1,0 +1,149 @@
+"""Measure the book beside its peers: `make bench`.
+
+usage: python -m benchmarks.bench [--only GROUP ...] [--quick] [--no-store]
+
+A whole run without a regression is stored as `benchmarks/results/YYYY-MM-DD.json` and becomes the
+reference of the next one. Any other run (with options, with a group that failed, or with a ratio
+that fell) leaves the reference alone and writes its figures to `_build/bench/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.measure import GROUPS, ROOT, Row, machine
+
+MODULES = {
+    "preparation": "preparation",
+    "serving": "serving",
+    "start-up": "startup",
+    "throughput": "throughput",
+    "time to quality": "time_to_quality",
+    "quality": "quality",
+}
+ASIDE = ROOT / "_build" / "bench"
+
+#: A ratio may fall by this share of its stored value.
+TOLERANCE = 0.15
+
+
+def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs can be compared: the same processor and as many cores."""
+    return (one["cpu"], one["cores"]) == (other["cpu"], other["cores"])
+
+
+def last_run(here: dict[str, Any], folder: Path = report.RESULTS) -> dict[str, Any] | None:
+    """The newest stored run of a machine like this one."""
+    for file in sorted(folder.glob(report.RUNS), reverse=True):
+        run = json.loads(file.read_text(encoding="utf-8"))
+        if same_machine(run["machine"], here):
+            return dict(run)
+    return None
+
+
+def regressions(rows: list[Row], stored: list[Row]) -> dict[str, str]:
+    """The rows whose ratio fell by more than `TOLERANCE`: name to a sentence.
+
+    Rows without a ratio, and rows that are in one of the runs only, are not judged.
+    """
+    before = {row.name: row.ratio for row in stored if row.ratio is not None}
+    return {
+        row.name: f"{row.name}: the ratio fell from {report.number(before[row.name])} to "
+        f"{report.number(row.ratio)}"
+        for row in rows
+        if row.ratio is not None
+        and row.name in before
+        and row.ratio < (1 - TOLERANCE) * before[row.name]
+    }
+
+
+def measure_group(group: str, quick: bool, stored: list[Row]) -> list[Row]:
+    """Measure a group; rows that fell are measured once more, for a machine has its moments."""
+    module = importlib.import_module(f"benchmarks.{MODULES[group]}")
+    rows: list[Row] = module.measure(quick=quick)
+    fallen = regressions(rows, stored)
+    if fallen and group != "quality":  # quality is read, not measured
+        print(f"{group}: {len(fallen)} ratios fell, measuring the group again", flush=True)
+        again = {row.name: row for row in module.measure(quick=quick)}
+        rows = [again.get(row.name, row) if row.name in fallen else row for row in rows]
+    return rows
+
+
+def write(run: dict[str, Any], folder: Path) -> Path:
+    """Write a run in one step, under its date."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+    Path(temporary).chmod(0o644)
+    return Path(temporary).replace(folder / f"{run['date']}.json")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; 0 when every group ran and no ratio fell."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="GROUP", default=GROUPS)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, for the tests")
+    parser.add_argument("--no-store", action="store_true", help="leave the stored run alone")
+    chosen = parser.parse_args(arguments)
+
+    here, started = machine(), time.perf_counter()
+    last = None if chosen.quick else last_run(here)
+    stored = [Row.from_dict(row) for row in last["rows"]] if last else []
+    rows: list[Row] = []
+    group_seconds, failed = {}, []
+    for group in [group for group in GROUPS if group in chosen.only]:
+        begun = time.perf_counter()
+        try:
+            measured = measure_group(group, chosen.quick, stored)
+        except Exception:
+            traceback.print_exc()
+            failed.append(group)
+            continue
+        rows += measured
+        group_seconds[group] = round(time.perf_counter() - begun, 1)
+        print(report.text_tables(measured), flush=True)
+        print(f"({group_seconds[group]:.0f} s)", flush=True)
+
+    fallen = regressions(rows, stored)
+    run = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": here,
+        "seconds": round(time.perf_counter() - started, 1),
+        "group_seconds": group_seconds,
+        "rows": [row.as_dict() for row in rows],
+    }
+    aimed = [row for row in rows if row.target]
+    print(f"\n{sum(bool(row.met) for row in aimed)} of {len(aimed)} targets met", end="")
+    print(f" in {run['seconds'] / 60:.1f} minutes")
+    if last is None:
+        print("no earlier run of such a machine to compare with")
+    for sentence in fallen.values():
+        print(f"error: {sentence} (since {last['date'] if last else ''})", file=sys.stderr)
+    for group in failed:
+        print(f"error: {group} did not run; its error is above", file=sys.stderr)
+
+    partial = chosen.quick or chosen.no_store or set(chosen.only) != set(GROUPS)
+    if fallen or failed or partial:
+        file = write(run, ASIDE)
+        print(f"figures in {file.relative_to(ROOT)}; the stored run is as it was")
+    else:
+        file = write(run, report.RESULTS)
+        report.PAGE.write_text(report.wanted(), encoding="utf-8")
+        print(f"stored {file.relative_to(ROOT)} and wrote {report.PAGE.relative_to(ROOT)}")
+    return 1 if fallen or failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,487 @@
+"""Training throughput: every chapter's model on every backend, and SASRec beside a bare JAX loop.
+
+A model trains as in its chapter: the functions and cells that compile and fit are the chapter's
+own, with its `quick` settings. Epochs are the stretches that are timed; the first one, in which
+the step is compiled, stands apart.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from benchmarks.measure import ROOT, Row, finish, in_child
+
+BACKENDS = ("jax", "tensorflow", "torch")
+STRETCHES = 5
+#: The chapters' `fit` may take this many times as long as the bare loop.
+TARGET_SLOWDOWN = 1.25
+
+
+class Stopwatch:
+    """The seconds of each epoch of a `fit`, taken by the callback that `callback` makes.
+
+    Args:
+        beside: functions to call, untimed, after each epoch.
+    """
+
+    def __init__(self, *beside: Callable[[], object]) -> None:
+        self.seconds: list[float] = []
+        self.beside = beside
+
+    def callback(self) -> Any:
+        """A Keras callback; put it last."""
+        import keras
+
+        watch = self
+
+        class Epochs(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+                self.began = time.perf_counter()
+
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                float(logs["loss"])  # waits until the last step is done
+                watch.seconds.append(time.perf_counter() - self.began)
+                for function in watch.beside:
+                    function()
+
+        return Epochs()
+
+
+class Chapter:
+    """A chapter's code, to be run in part.
+
+    Args:
+        name: of the chapter.
+        callbacks: makes the callbacks that join those of a cell's `fit`.
+        seed: of the run.
+        profile: whose settings are used.
+        max_users: how many users' ratings are kept; all of them if 0.
+
+    Attributes:
+        names: the chapter's global names: its imports, classes and functions, `run`, `settings`
+            and `data`, and whatever the cells that were run have added.
+        settings: the profile's settings; change them before a cell runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        callbacks: Callable[[], list[Any]] = list,
+        *,
+        seed: int = 42,
+        profile: str = "quick",
+        max_users: int = 0,
+    ) -> None:
+        sys.path.insert(0, str(ROOT / "tests"))
+        import chapters
+        import keras
+
+        from rectutor import chapter
+
+        chapters.definitions(name)
+        source = (chapters.NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8")
+        self._cells = re.split(r"^# %%.*\n", source, flags=re.MULTILINE)
+
+        class TimedRun(chapter.Run):
+            def callbacks(self, name: str) -> list[Any]:
+                return callbacks()
+
+        self.names = vars(sys.modules[f"chapter_{name}"])
+        self.names["run"] = run = TimedRun(name, profile, seed, keras.backend.backend(), "")
+        self.run_cell("settings = run.settings(")
+        self.settings: SimpleNamespace = self.names["settings"]
+        self.names["data"] = data = run.load_data(self.settings.data)
+        self.ratings = data.ratings
+        if max_users:
+            self.ratings = self.ratings[self.ratings["user_id"] <= max_users]
+        keras.utils.set_random_seed(seed)
+
+    def run_cell(self, text: str) -> None:
+        """Run the first code cell that holds `text`.
+
+        Raises:
+            ValueError: no cell does.
+        """
+        cell = next((cell for cell in self._cells if text in cell), None)
+        if cell is None:
+            raise ValueError(f"no cell of chapter {self.names['run'].name} holds {text!r}")
+        exec(cell, self.names)
+
+    def assign(self, variable: str) -> None:
+        """Run the chapter's statements that assign to `variable`, and nothing else."""
+        for node in ast.parse("".join(self._cells)).body:
+            targets = getattr(node, "targets", [getattr(node, "target", None)])
+            if any(isinstance(target, ast.Name) and target.id == variable for target in targets):
+                exec(compile(ast.Module([node], []), variable, "exec"), self.names)
+
+
+class NoEvaluation:
+    """Stands where the chapter evaluates after each epoch, and does nothing."""
+
+    best_epoch = 0
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        """A Keras callback with the attributes the chapters read."""
+        import keras
+
+        callback = keras.callbacks.Callback()
+        callback.best_epoch = 0
+        return callback
+
+
+def ranking_documented(watch: Stopwatch, epochs: int, **how: Any) -> int:
+    """Ratings an epoch of the documented ranking model."""
+    chapter = Chapter("ranking", **how)
+    names, settings = chapter.names, chapter.settings
+    train = _random_split(chapter)
+    names["documented"](
+        train,
+        names["data"].num_users,
+        names["data"].num_movies,
+        dim=settings.dim,
+        epochs=epochs,
+        batch_size=settings.batch_size,
+        seed=42,
+        callbacks=[watch.callback()],
+    )
+    return len(train)
+
+
+def ranking_features(watch: Stopwatch, epochs: int, **how: Any) -> int:
+    """Ratings an epoch of the ranking model made right, with features."""
+    chapter = Chapter("ranking", **how)
+    names, settings = chapter.names, chapter.settings
+    data = names["data"]
+    x, y = names["arrays"](_random_split(chapter))
+    model = names["new_feature_model"](
+        x,
+        y,
+        names["user_features"](data.users, data.num_users),
+        names["movie_features"](data.movies),
+        dim=settings.wide,
+        dropout=settings.dropout,
+        seed=42,
+    )
+    names["train"](
+        model,
+        x,
+        y,
+        epochs=epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        decay=settings.decays[-1],
+        seed=42,
+        log=[watch.callback()],
+    )
+    return len(y)
+
+
+def _random_split(chapter: Chapter) -> Any:
+    """The training part of the ranking chapter's split."""
+    data = chapter.names["data"]
+    return chapter.names["random_split"](
+        chapter.ratings,
+        test_fraction=0.2,
+        seed=42,
+        num_users=data.num_users,
+        num_movies=data.num_movies,
+    ).train
+
+
+def retrieval_documented(watch: Stopwatch, epochs: int, **how: Any) -> int:
+    """Ratings an epoch of the documented retrieval model."""
+    chapter = Chapter("retrieval", **how)
+    names, settings = chapter.names, chapter.settings
+    train = _random_split(chapter)
+    names["train_documented"](
+        names["DocumentedRetrieval"](names["data"].num_users, names["data"].num_movies),
+        train,
+        epochs=epochs,
+        batch_size=settings.batch_size,
+        seed=42,
+        callbacks=[watch.callback()],
+    )
+    return len(train)
+
+
+def retrieval_softmax(watch: Stopwatch, epochs: int, **how: Any) -> int:
+    """Users an epoch of the retrieval model made right, a softmax over the catalogue."""
+    chapter = Chapter("retrieval", **how)
+    names, settings = chapter.names, chapter.settings
+    names["train_catalogue"](
+        names["CatalogueRetrieval"](
+            names["data"].num_users,
+            names["data"].num_movies,
+            settings.width,
+            settings.dropout,
+            True,
+        ),
+        chapter.ratings,
+        epochs=epochs,
+        users_per_batch=settings.users_per_batch,
+        optimizer=names["keras"].optimizers.AdamW(
+            settings.learning_rate, weight_decay=settings.weight_decay
+        ),
+        smoothing=settings.smoothing,
+        seed=42,
+        callbacks=[watch.callback()],
+    )
+    return chapter.ratings["user_id"].nunique()
+
+
+def multi_task_joint(watch: Stopwatch, epochs: int, **how: Any) -> int:
+    """Pairs an epoch of the joint model made right."""
+    chapter = Chapter("multi_task", **how)
+    names, settings = chapter.names, chapter.settings
+    data = names["data"]
+    model, start = names["compiled"](
+        names["JointModel"](data.num_users, data.num_movies, width=settings.width),
+        names["adamw"](),
+    )
+    names["train"](
+        model,
+        start,
+        chapter.ratings,
+        names["task_weights_for"](settings.alphas[0], data.num_movies, 0.08),
+        epochs=epochs,
+        batch_size=settings.batch,
+        seed=42,
+        callbacks=[watch.callback()],
+    )
+    size = min(settings.batch, len(chapter.ratings))
+    return max(1, round(len(chapter.ratings) / size)) * size
+
+
+def gru4rec(watch: Stopwatch, epochs: int, **how: Any) -> int:
+    """Positions an epoch of GRU4Rec made right."""
+    chapter = prepared_gru4rec(lambda: [watch.callback()], **how)
+    chapter.settings.epochs = epochs
+    chapter.names["BestByNDCG"] = NoEvaluation
+    chapter.run_cell(GRU4REC_CELL)
+    return chapter.names["inputs"].size
+
+
+def sasrec(watch: Stopwatch, epochs: int, **how: Any) -> int:
+    """Positions an epoch of SASRec made right."""
+    chapter = prepared_sasrec(lambda: [watch.callback()], **how)
+    chapter.settings.epochs = epochs
+    chapter.names["BestByNDCG"] = NoEvaluation
+    chapter.run_cell(SASREC_CELL)
+    training = chapter.names["training"]
+    return len(training) * training.batch_size * chapter.settings.context
+
+
+GRU4REC_CELL = '*run.callbacks("gru4rec")'
+SASREC_CELL = '*run.callbacks("sasrec")'
+
+
+def prepared_gru4rec(callbacks: Callable[[], list[Any]], **how: Any) -> Chapter:
+    """The GRU4Rec chapter, ready for `run_cell(GRU4REC_CELL)`, which trains."""
+    chapter = Chapter("gru4rec", callbacks, **how)
+    chapter.names["split"] = chapter.names["leave_one_out"](chapter.ratings)
+    chapter.run_cell("inputs, targets = training_windows(train_histories, settings.length)")
+    return chapter
+
+
+def prepared_sasrec(callbacks: Callable[[], list[Any]], **how: Any) -> Chapter:
+    """The SASRec chapter, ready for `run_cell(SASREC_CELL)`, which trains."""
+    chapter = Chapter("sasrec", callbacks, **how)
+    chapter.names["split"] = chapter.names["leave_one_out"](chapter.ratings)
+    chapter.assign("made_right_settings")
+    chapter.run_cell('"jax_threefry_partitionable"')
+    return chapter
+
+
+#: Case: what trains it, and what its throughput is counted in.
+MODELS: dict[str, tuple[Callable[..., int], str]] = {
+    "ranking, documented": (ranking_documented, "ratings/s"),
+    "ranking, with features": (ranking_features, "ratings/s"),
+    "retrieval, documented": (retrieval_documented, "ratings/s"),
+    "retrieval, softmax": (retrieval_softmax, "users/s"),
+    "GRU4Rec": (gru4rec, "positions/s"),
+    "SASRec": (sasrec, "positions/s"),
+    "multi-task": (multi_task_joint, "pairs/s"),
+}
+SEQUENCE_USERS = 400  # whose histories GRU4Rec and SASRec train on here
+
+
+def sasrec_beside_bare_loop(epochs: int, **how: Any) -> dict[str, dict[str, list[float]]]:
+    """SASRec by `fit` and, after each of its epochs, by an epoch of the bare loop.
+
+    Returns:
+        `fit` and `bare`, positions a second of each epoch, for `chapter`, the chapter's own `fit`,
+        and for `defaults`, `model.fit(x, y)` on arrays with what Keras does unasked. The first
+        epoch compiles.
+    """
+    from benchmarks.bare_loop import BareLoop
+
+    bare_seconds: list[float] = []
+    watch = Stopwatch(lambda: bare_seconds.append(bare.epoch()[1]))
+    chapter = prepared_sasrec(lambda: [watch.callback()], **how)
+    names, settings = chapter.names, chapter.settings
+    settings.epochs = epochs
+    names["BestByNDCG"] = NoEvaluation
+    inputs, targets = names["windows_with_shuffled_ties"](
+        names["split"].train, names["split"].num_users, settings.context, 42
+    )(0)
+    batch_size = min(settings.batch_size, len(inputs))
+    full = len(inputs) // batch_size * batch_size
+    inputs, targets = inputs[:full], targets[:full]
+    plain = names["SASRec"](
+        names["data"].num_movies, settings.context, **names["made_right_settings"]
+    )
+    plain.build((None, settings.context))
+    bare = BareLoop(
+        plain,
+        inputs,
+        targets,
+        batch_size=batch_size,
+        rate=settings.learning_rate,
+        average=settings.average,
+    )
+
+    def rates() -> dict[str, list[float]]:
+        taken = {"fit": list(watch.seconds), "bare": list(bare_seconds)}
+        watch.seconds.clear()
+        bare_seconds.clear()
+        return {
+            name: [full * settings.context / each for each in seconds]
+            for name, seconds in taken.items()
+        }
+
+    chapter.run_cell(SASREC_CELL)
+    of_chapter = rates()
+    plain.compile(optimizer=names["made_right_adam"](settings.learning_rate, settings.average))
+    plain.fit(
+        inputs,
+        targets,
+        batch_size=batch_size,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[watch.callback()],
+    )
+    return {"chapter": of_chapter, "defaults": rates()}
+
+
+def child(case: str, stretches: int, max_users: int, profile: str) -> None:
+    """Measure one case in this process, and hand the figures back."""
+    how = {"max_users": max_users, "profile": profile}
+    began = time.perf_counter()
+    if case == "bare":
+        finish({"rates": sasrec_beside_bare_loop(1 + stretches, **how)})
+        return
+    watch = Stopwatch()
+    an_epoch = MODELS[case][0](watch, 1 + stretches, **how)
+    first, *seconds = watch.seconds
+    finish(
+        {
+            "first": first,
+            "rates": [an_epoch / each for each in seconds],
+            "whole": time.perf_counter() - began,
+        }
+    )
+
+
+def measure(quick: bool = False) -> list[Row]:
+    """The throughput of every model on every backend, and of SASRec beside the bare loop."""
+    rows = []
+    stretches = 2 if quick else STRETCHES
+    for case in ["multi-task"] if quick else MODELS:
+        users = SEQUENCE_USERS if MODELS[case][1] == "positions/s" else 0
+        reference = None
+        for backend in ["jax"] if quick else BACKENDS:
+            found, peak = in_child(
+                __name__,
+                case,
+                stretches,
+                users,
+                "smoke" if quick else "quick",
+                environment={"KERAS_BACKEND": backend},
+            )
+            rows.append(row_of(case, backend, found, peak, reference))
+            reference = reference or rows[-1].value
+    if not quick:
+        found, peak = in_child(
+            __name__,
+            "bare",
+            stretches,
+            SEQUENCE_USERS,
+            "quick",
+            environment={"KERAS_BACKEND": "jax"},
+        )
+        rows += beside_rows(found["rates"], peak)
+    return rows
+
+
+def row_of(case: str, backend: str, found: dict, peak: float, reference: float | None) -> Row:
+    """The row of one model on one backend; `reference` is the rate on JAX."""
+    rates = found["rates"]
+    value = statistics.median(rates)
+    return Row(
+        "throughput",
+        f"{case}, {backend}",
+        value,
+        MODELS[case][1],
+        min(rates),
+        max(rates),
+        runs=len(rates),
+        first=found["first"],
+        peak_mib=peak,
+        reference="jax" if reference else None,
+        reference_value=reference,
+        ratio=value / reference if reference else None,
+    )
+
+
+def beside_rows(rates: dict[str, dict[str, list[float]]], peak: float) -> list[Row]:
+    """The rows of SASRec's `fit` beside the bare loop, from what `sasrec_beside_bare_loop` gave."""
+    rows = []
+    for name, case in [
+        ("chapter", "SASRec, the chapter's fit"),
+        ("defaults", "SASRec, fit on arrays with Keras's defaults"),
+    ]:
+        fit, loop = rates[name]["fit"][1:], rates[name]["bare"][1:]  # the first ones compile
+        value, bare = statistics.median(fit), statistics.median(loop)
+        # the epochs of a pair follow each other, so what else the machine does weighs on both
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(fit, loop, strict=True))
+        aimed = name == "chapter"
+        met = ratio >= 1 / TARGET_SLOWDOWN
+        rows.append(
+            Row(
+                "throughput",
+                case,
+                value,
+                "positions/s",
+                min(fit),
+                max(fit),
+                runs=len(fit),
+                peak_mib=peak,
+                reference="bare JAX loop",
+                reference_value=bare,
+                ratio=ratio,
+                target=f">= {1 / TARGET_SLOWDOWN:g} times" if aimed else None,
+                met=met if aimed else None,
+                limit=""
+                if met or not aimed
+                else f"fit takes {1e6 / value:.1f} us a position, the bare loop {1e6 / bare:.1f}",
+            )
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    if len(sys.argv) > 1:
+        child(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    else:
+        from benchmarks import report
+
+        print(report.text_tables(measure()))

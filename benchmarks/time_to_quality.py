@@ -1,0 +1,219 @@
+"""Seconds until validation NDCG@10 first reaches a goal on MovieLens 100K, ours and RecBole's.
+
+The clock starts with the chapter's training cell and stops after the evaluation that reaches the
+goal, so building, compiling and evaluating once an epoch are in it. As RecBole scores, seen movies
+compete: the figures are lower than the chapters', which leave them out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import throughput
+from benchmarks.measure import ROOT, Row, finish, in_child, machine
+
+GOAL = 0.065  # validation NDCG@10, seen movies not excluded
+TARGET_TIMES = 10
+SEEDS = (42, 43, 44)
+RESULTS = ROOT / "benchmarks" / "results"
+
+MODELS: dict[str, tuple[Callable[..., Any], str]] = {
+    "SASRec": (throughput.prepared_sasrec, throughput.SASREC_CELL),
+    "GRU4Rec": (throughput.prepared_gru4rec, throughput.GRU4REC_CELL),
+}
+
+
+def first_reaches(curve: Sequence[dict[str, float]], goal: float) -> dict[str, float] | None:
+    """The first point of a curve whose `ndcg` is at least `goal`, or None."""
+    return next((point for point in curve if point["ndcg"] >= goal), None)
+
+
+def curve_of(model: str, seed: int, goal: float, **how: Any) -> tuple[list[dict[str, float]], str]:
+    """Train a chapter's model until it reaches the goal, or ends: one dict an evaluation.
+
+    Args:
+        model: a key of `MODELS`.
+        seed: of the run.
+        goal: validation NDCG@10 at which to stop.
+        how: for `throughput.Chapter`.
+
+    Returns:
+        The curve, and the source of the data. A point has `epoch`, `seconds` since the training
+        cell began, `training_seconds`, which is that without the evaluations, `ndcg` and
+        `hit_rate`.
+    """
+    import keras
+
+    from rectutor.evaluation import evaluate
+
+    curve: list[dict[str, float]] = []
+    evaluating = 0.0
+    started = 0.0
+
+    class UntilGoal(keras.callbacks.Callback):
+        """Stands where the chapter has `BestByNDCG`; seen movies compete here."""
+
+        best_epoch = 0
+
+        def __init__(self, recommender: Any, split: Any, **_: Any) -> None:
+            super().__init__()
+            self.recommender, self.split = recommender, split
+            self.history = curve
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            nonlocal evaluating
+            float(logs["loss"])  # waits until the last step is done
+            began = time.perf_counter()
+            result = evaluate(
+                self.recommender, self.split, exclude_seen=False, on="validation", num_resamples=1
+            )
+            now = time.perf_counter()
+            evaluating += now - began
+            curve.append(
+                {
+                    "epoch": epoch + 1,
+                    "seconds": now - started,
+                    "training_seconds": now - started - evaluating,
+                    "ndcg": result.ndcg,
+                    "hit_rate": result.hit_rate,
+                }
+            )
+            self.model.stop_training = result.ndcg >= goal
+
+    prepare, cell = MODELS[model]
+    chapter = prepare(list, seed=seed, **how)
+    chapter.names["BestByNDCG"] = UntilGoal
+    started = time.perf_counter()
+    chapter.run_cell(cell)
+    return curve, chapter.names["data"].source
+
+
+def newest_peers(folder: Path = RESULTS, here: dict[str, Any] | None = None) -> dict[str, Any]:
+    """RecBole's figures by model, from the newest `peers-*.json` of this machine.
+
+    Args:
+        folder: where the files are.
+        here: this machine; `machine()` when omitted.
+
+    Returns:
+        `{"SASRec": {"seconds", "training_seconds", "at_least"}, ...}`; `at_least` where the goal
+        was not reached, and the seconds are those that were spent. Empty without a file of this
+        machine.
+    """
+    here = here or machine()
+    for file in sorted(folder.glob("peers-*.json"), reverse=True):
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if any(stored["machine"].get(key) != here.get(key) for key in ("cpu", "cores")):
+            continue
+        found = {}
+        for one in stored["models"]:
+            reached = first_reaches(one["curve"], GOAL)
+            point = reached or one["curve"][-1]
+            found[one["model"]] = {
+                "seconds": point["seconds"],
+                "training_seconds": point["training_seconds"],
+                "at_least": reached is None,
+            }
+        return found
+    return {}
+
+
+def measure(quick: bool = False) -> list[Row]:
+    """Seconds to the goal of both models: with everything, and of the training alone."""
+    rows = []
+    peers = {} if quick else newest_peers()
+    for model in ["GRU4Rec"] if quick else MODELS:
+        curves, peaks = [], []
+        for seed in SEEDS[:1] if quick else SEEDS:
+            arguments = (model, seed, "smoke", 0.01) if quick else (model, seed, "quick", GOAL)
+            found, peak = in_child(__name__, *arguments)
+            curves.append(found["curve"])
+            peaks.append(peak)
+        real = found["source"] != "synthetic"
+        rows += rows_of(
+            model if real else f"{model} on synthetic data",
+            curves,
+            max(peaks),
+            peers.get(model) if real else None,
+        )
+    return rows
+
+
+def rows_of(
+    model: str, curves: list[list[dict[str, float]]], peak: float, peer: dict[str, Any] | None
+) -> list[Row]:
+    """The row of the whole time, which has the target, and the row of the training alone.
+
+    A run that ended before the goal counts with all its time, and unmet.
+    """
+    reached = [first_reaches(curve, GOAL) for curve in curves]
+    points = [point or curve[-1] for point, curve in zip(reached, curves, strict=True)]
+    missed = reached.count(None)
+    rows = []
+    for key, what in [("seconds", "in all"), ("training_seconds", "training alone")]:
+        taken = [point[key] for point in points]
+        value = statistics.median(taken)
+        ratio = peer[key] / value if peer else None
+        case = f"{model}, {what}"
+        if missed:
+            case += f" ({missed} of {len(curves)} runs ended before it)"
+        reference = None
+        if peer:
+            reference = f"RecBole {model}" + (", more than" if peer["at_least"] else "")
+        met = None
+        if key == "seconds" and ratio is not None:
+            met = ratio >= TARGET_TIMES and not missed
+        limit = ""
+        if met is False:
+            evaluating = statistics.median(
+                point["seconds"] - point["training_seconds"] for point in points
+            )
+            epochs = statistics.median(point["epoch"] for point in points)
+            first = statistics.median(curve[0]["training_seconds"] for curve in curves)
+            limit = (
+                f"{epochs:g} epochs; the first, compiling included, takes {first:.1f} s, "
+                f"the evaluations {evaluating:.1f} s"
+            )
+            if peer["at_least"]:
+                limit += "; RecBole was stopped before the goal, so the ratio is a lower bound"
+        rows.append(
+            Row(
+                "time to quality",
+                case,
+                value,
+                "s",
+                min(taken),
+                max(taken),
+                runs=len(taken),
+                first=None,
+                peak_mib=peak,
+                reference=reference,
+                reference_value=peer[key] if peer else None,
+                ratio=ratio,
+                target=None if met is None else f">= {TARGET_TIMES} times",
+                met=met,
+                limit=limit,
+            )
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    if len(sys.argv) > 1:
+        name, seed, profile, goal = sys.argv[1:]
+        with contextlib.redirect_stdout(sys.stderr):
+            curve, source = curve_of(name, int(seed), float(goal), profile=profile)
+        finish({"curve": curve, "source": source})
+    else:
+        from benchmarks import report
+
+        print(report.text_tables(measure()))

@@ -1,0 +1,254 @@
+"""The benchmarks: rows, regressions, honest references, and a page in step with what is stored."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import bench, measure, preparation, quality, report, serving  # noqa: E402
+from rectutor.sequences import histories, sliding_windows, training_windows  # noqa: E402
+
+ROW = measure.Row("serving", "one user", 2.0, "ms", 1.0, 3.0, ratio=10.0, reference="NumPy")
+
+
+def with_ratio(ratio):
+    return dataclasses.replace(ROW, ratio=ratio)
+
+
+class TestRow:
+    def test_comes_back_from_json(self):
+        stored = json.loads(json.dumps(ROW.as_dict()))
+        assert measure.Row.from_dict(stored) == ROW
+
+    @pytest.mark.bad_input
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"target": ">= 9", "met": False}, "'serving', 'one user': the target is unmet"),
+            ({"target": ">= 9"}, "met=None"),
+            ({"met": True}, "target=None"),
+            ({"group": "speed"}, "the group is unknown"),
+        ],
+    )
+    def test_what_makes_no_sense_is_named(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(ROW, **change)
+
+    def test_an_unmet_target_with_its_limit_is_fine(self):
+        row = dataclasses.replace(ROW, target=">= 9", met=False, limit="the memory is too slow")
+        assert "| no |" in report.markdown_table([row])
+
+
+class TestMeasuring:
+    def test_warm_up_stands_apart(self):
+        calls = []
+        timing = measure.timed(lambda: calls.append(1), runs=3, warmup=2)
+        assert len(calls) == 5
+        assert timing.runs == 3
+        assert timing.low <= timing.median <= timing.high
+        assert timing.first is not None
+
+    def test_a_child_hands_back_figures_and_its_own_peak(self, tmp_path, monkeypatch):
+        module = "from benchmarks import measure\nbig = bytearray(100 * 2**20)\n"
+        module += "import sys\nmeasure.finish({'given': sys.argv[1:]})\n"
+        (tmp_path / "some_child.py").write_text(module)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        payload, peak = measure.in_child("some_child", 7, "x")
+        assert payload == {"given": ["7", "x"]}
+        assert 100 < peak < 400
+
+    @pytest.mark.fault
+    def test_a_child_that_fails_is_told_with_its_last_lines(self, tmp_path, monkeypatch):
+        (tmp_path / "bad_child.py").write_text("raise OSError('no room')")
+        (tmp_path / "mute_child.py").write_text("print('done')")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        with pytest.raises(RuntimeError, match=r"status 1[^$]*no room"):
+            measure.in_child("bad_child")
+        with pytest.raises(RuntimeError, match="no payload"):
+            measure.in_child("mute_child")
+
+
+class TestRegressions:
+    @pytest.mark.parametrize(
+        ("now", "fell"), [(8.4, True), (8.6, False), (10.0, False), (30.0, False), (None, False)]
+    )
+    def test_only_a_ratio_that_fell_by_more_than_15_percent_counts(self, now, fell):
+        found = bench.regressions([with_ratio(now)], [ROW])
+        assert list(found) == (["serving: one user"] if fell else [])
+
+    def test_a_slower_machine_is_no_regression(self):
+        slower = dataclasses.replace(ROW, value=200.0, low=100.0, high=300.0)
+        assert bench.regressions([slower], [ROW]) == {}
+
+    def test_another_machine_is_not_compared(self, tmp_path):
+        run = {"date": "2026-01-01", "machine": {"cpu": "A", "cores": 2}, "rows": []}
+        bench.write(run, tmp_path)
+        assert bench.last_run({"cpu": "A", "cores": 2}, tmp_path) == run
+        assert bench.last_run({"cpu": "B", "cores": 2}, tmp_path) is None
+        assert bench.last_run({"cpu": "A", "cores": 4}, tmp_path) is None
+
+    def test_the_newest_run_counts_and_peers_are_no_run(self, tmp_path):
+        for date in ("2026-01-02", "2026-01-10", "2026-01-03"):
+            bench.write({"date": date, "machine": {"cpu": "A", "cores": 2}}, tmp_path)
+        (tmp_path / "peers-2026-02-01.json").write_text("{}")
+        assert bench.last_run({"cpu": "A", "cores": 2}, tmp_path)["date"] == "2026-01-10"
+
+
+@pytest.fixture
+def bench_with(tmp_path, monkeypatch):
+    """Runs a bench of one made-up row in folders of its own; gives status, run and folders."""
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench, "ASIDE", tmp_path / "aside")
+    monkeypatch.setattr(bench, "machine", lambda: {"cpu": "A", "cores": 2})
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(report, "wanted", lambda: "the page")
+    monkeypatch.setattr(bench, "last_run", lambda here: stored(tmp_path))
+
+    def stored(folder):
+        files = sorted((folder / "results").glob("*.json"))
+        return json.loads(files[-1].read_text()) if files else None
+
+    def run(ratio, *options):
+        def measured(group, quick, before):
+            if ratio is None:
+                raise RuntimeError("it broke")
+            return [with_ratio(ratio)] if group == "serving" else []
+
+        monkeypatch.setattr(bench, "measure_group", measured)
+        return bench.main(list(options)), stored(tmp_path)
+
+    return run
+
+
+class TestBench:
+    def test_a_good_run_is_stored_and_written(self, bench_with, tmp_path):
+        status, run = bench_with(10.0)
+        assert status == 0
+        assert run["rows"] == [ROW.as_dict()]
+        assert (tmp_path / "page.md").read_text() == "the page"
+
+    def test_a_fallen_ratio_fails_and_leaves_the_stored_run(self, bench_with, tmp_path, capsys):
+        bench_with(10.0)
+        status, run = bench_with(5.0)
+        assert status == 1
+        assert run["rows"][0]["ratio"] == 10.0
+        assert "serving: one user: the ratio fell from 10.0 to 5.00" in capsys.readouterr().err
+        assert list((tmp_path / "aside").glob("*.json"))
+
+    def test_a_risen_ratio_becomes_the_reference(self, bench_with):
+        bench_with(10.0)
+        status, run = bench_with(20.0)
+        assert status == 0
+        assert run["rows"][0]["ratio"] == 20.0
+
+    @pytest.mark.fault
+    def test_a_group_that_breaks_fails_the_run_and_stores_nothing(self, bench_with, capsys):
+        status, run = bench_with(None)
+        assert status == 1
+        assert run is None
+        assert "error: quality did not run" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("options", [["--no-store"], ["--only", "serving"], ["--quick"]])
+    def test_part_of_a_run_is_not_stored(self, bench_with, options):
+        status, run = bench_with(10.0, *options)
+        assert status == 0
+        assert run is None
+
+    def test_a_group_is_measured_again_before_it_counts_as_fallen(self, monkeypatch):
+        ratios = iter([5.0, 9.9])
+        monkeypatch.setattr(serving, "measure", lambda quick: [with_ratio(next(ratios))])
+        assert bench.measure_group("serving", False, [ROW]) == [with_ratio(9.9)]
+
+
+class TestReferences:
+    """What ours is compared with does the same."""
+
+    def test_sliding_windows(self):
+        ratings = preparation.ratings_of(2_000)
+        ours = sliding_windows(histories(ratings), 10)
+        loop = preparation.loop_sliding_windows(ratings, 10)
+        for one, other in zip(ours, loop, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    def test_training_windows(self):
+        ratings = preparation.ratings_of(2_000)
+        ours = training_windows(histories(ratings), 7)
+        loop = preparation.loop_training_windows(ratings, 7)
+        for one, other in zip(ours, loop, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    def test_negatives_of_both_were_never_watched(self):
+        ratings = preparation.ratings_of(2_000)
+        loop = preparation.loop_training_windows(ratings, preparation.LENGTH, 100)
+        preparation.check_negatives(ratings, loop, 100)
+        preparation.check_negatives(ratings, preparation.our_negatives(ratings, 100), 100)
+        inputs, targets, _ = loop
+        with pytest.raises(AssertionError):
+            preparation.check_negatives(ratings, (inputs, targets, targets), 100)
+
+    def test_serving_ranks_alike_without_what_was_seen(self):
+        movies, users, seen = serving.catalogue(1_000, 20)
+        ways = [serving.numpy_way(movies), serving.jax_way(movies)]
+        exact, ours = (way(users, seen) for way in ways)
+        np.testing.assert_array_equal(exact, ours)
+        close = serving.faiss_way(movies)(users, seen)
+        assert serving.overlap(close.tolist(), exact.tolist()) > 0.5
+        for lists in (exact, close):
+            assert not any(set(row) & set(own) for row, own in zip(lists, seen, strict=True))
+
+
+class TestQuality:
+    def test_mean_and_spread_are_over_the_seeds(self):
+        record = quality.read_seed_42()["ranking"]
+        runs = [quality.summary_of(record) for _ in range(3)]
+        for entry in runs[1]:
+            entry["metrics"]["rmse"] += 0.03
+        rows = quality.chapter_rows("ranking", record, runs)
+        row = next(row for row in rows if "with features" in row.case)
+        assert row.value == pytest.approx(row.low + 0.01)
+        assert row.high == pytest.approx(row.low + 0.03)
+        assert row.runs == 3
+        assert row.target == "<= 0.225"
+        assert row.met is False
+        assert row.limit
+
+    def test_a_target_without_its_model_is_an_error(self):
+        record = quality.read_seed_42()["sasrec"]
+        run = [e for e in quality.summary_of(record) if e["model"] != "SASRec made right"]
+        with pytest.raises(ValueError, match=r"sasrec.json has no 'SASRec made right'"):
+            quality.chapter_rows("sasrec", record, [run])
+
+
+class TestPage:
+    def test_shows_what_is_stored(self):
+        """`python -m benchmarks.report write` puts it in step."""
+        assert report.PAGE.read_text(encoding="utf-8") == report.wanted()
+
+    def test_another_figure_makes_another_page(self):
+        run = report.newest(report.RUNS)
+        before = report.page(run, None, [])
+        run["rows"][0]["value"] *= 2
+        assert report.page(run, None, []) != before
+
+    def test_limits_of_unmet_targets_are_told(self):
+        row = dataclasses.replace(ROW, target=">= 20 times", met=False, limit="slow memory")
+        run = report.newest(report.RUNS) | {"rows": [row.as_dict()]}
+        text = report.page(run, None, [])
+        assert "0 of 1 targets are met" in text
+        assert "- one user: slow memory." in text
+
+
+@pytest.mark.slow
+def test_a_quick_bench_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench, "ASIDE", tmp_path)
+    assert bench.main(["--quick", "--only", "preparation", "serving"]) == 0
+    run = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert {row["group"] for row in run["rows"]} == {"preparation", "serving"}
