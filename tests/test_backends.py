@@ -24,6 +24,19 @@ MODEL_CHAPTERS = [name for name in names() if name != "leaderboard"]
 each_chapter = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODEL_CHAPTERS]
 )
+
+# the chapters with the most to compile take minutes: they are left to `make test-nightly`
+LONG = ("ranking", "retrieval", "sasrec")
+each_chapter_long_ones_nightly = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[pytest.mark.xdist_group(name)] + [pytest.mark.nightly] * (name in LONG),
+        )
+        for name in MODEL_CHAPTERS
+    ],
+)
 pytestmark = pytest.mark.slow
 
 
@@ -59,7 +72,13 @@ def start_script(name, folder, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
+
+
+def hear_ctrl_c():
+    """What a shell starts in the background ignores Ctrl-C; the scripts here must not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @functools.cache
@@ -102,12 +121,12 @@ def test_the_ranking_chapter_repeats_on_the_other_backends_too(backend):
     assert measured("ranking", backend, 42)[1] == measured("ranking", backend, 42, 1)[1]
 
 
-@each_chapter
+@each_chapter_long_ones_nightly
 def test_another_seed_measures_something_else(name):
     assert measured(name, "jax", 42)[1] != measured(name, "jax", 43)[1]
 
 
-@each_chapter
+@each_chapter_long_ones_nightly
 def test_the_stored_results_name_seed_and_versions(name):
     stored, _ = measured(name, "jax", 43)
     assert stored["seed"] == 43
@@ -131,25 +150,30 @@ def own_table(folder, users, movies, timestamps=True):
     return file
 
 
-@each_chapter
-@pytest.mark.parametrize(
-    ("users", "movies", "timestamps"),
-    [(50, 60, True), (40, 5, True), (50, 60, False)],
-    ids=["50 users", "5 movies", "no timestamps"],
-)
-def test_a_table_of_your_own_works_or_the_first_lines_say_why(
-    name, users, movies, timestamps, tmp_path
-):
-    file = own_table(tmp_path, users, movies, timestamps)
-    process = start_script(name, tmp_path, KERAS_BACKEND="jax", RECTUTOR_DATA=str(file))
+def works_or_says_why(name, folder, users, movies, timestamps):
+    file = own_table(folder, users, movies, timestamps)
+    process = start_script(name, folder, KERAS_BACKEND="jax", RECTUTOR_DATA=str(file))
     out, err = process.communicate(timeout=600)
     if process.returncode == 0:
-        stored = results.read(tmp_path / "results" / f"{name}.json")
+        stored = results.read(folder / "results" / f"{name}.json")
         assert stored["data"]["source"] == "dataframe"
         return
     reason = err.strip().splitlines()[-1]
     assert re.match(r"ValueError: .*\b(timestamp|movies|users|interactions|ratings)\b", reason), err
     assert len(out.splitlines()) <= 5, f"the reason came after {len(out.splitlines())} lines"
+
+
+@each_chapter_long_ones_nightly
+def test_a_table_of_fifty_users_works_or_the_first_lines_say_why(name, tmp_path):
+    works_or_says_why(name, tmp_path, users=50, movies=60, timestamps=True)
+
+
+@each_chapter
+@pytest.mark.parametrize(
+    ("movies", "timestamps"), [(5, True), (60, False)], ids=["5 movies", "no timestamps"]
+)
+def test_a_smaller_table_works_or_the_first_lines_say_why(name, movies, timestamps, tmp_path):
+    works_or_says_why(name, tmp_path, users=40, movies=movies, timestamps=timestamps)
 
 
 @each_chapter
