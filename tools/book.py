@@ -244,7 +244,7 @@ def main() -> int:
         if arguments.command == "run":
             run(arguments.names, arguments.force)
         elif arguments.command == "list":
-            print(*(f"notebooks/{name}.ipynb" for name in chapters()))
+            print(*(f"notebooks/{name}.ipynb" for name in chapters()), sep="\n")
         elif arguments.command == "scripts":
             run_scripts(arguments.names)
         elif arguments.command == "pair":
