@@ -13,16 +13,15 @@ import argparse
 import datetime
 import importlib
 import json
-import os
 import sys
-import tempfile
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.measure import GROUPS, ROOT, Row, machine
+from benchmarks.measure import GROUPS, RESULTS, ROOT, Row, machine, newest
+from rectutor.results import _write_text
 
 MODULES = {
     "preparation": "preparation",
@@ -38,18 +37,9 @@ ASIDE = ROOT / "_build" / "bench"
 TOLERANCE = 0.15
 
 
-def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two runs can be compared: the same processor and as many cores."""
-    return (one["cpu"], one["cores"]) == (other["cpu"], other["cores"])
-
-
-def last_run(here: dict[str, Any], folder: Path = report.RESULTS) -> dict[str, Any] | None:
+def last_run(here: dict[str, Any], folder: Path = RESULTS) -> dict[str, Any] | None:
     """The newest stored run of a machine like this one."""
-    for file in sorted(folder.glob(report.RUNS), reverse=True):
-        run = json.loads(file.read_text(encoding="utf-8"))
-        if same_machine(run["machine"], here):
-            return dict(run)
-    return None
+    return newest(report.RUNS, folder, here)
 
 
 def regressions(rows: list[Row], stored: list[Row]) -> dict[str, str]:
@@ -82,12 +72,8 @@ def measure_group(group: str, quick: bool, stored: list[Row]) -> list[Row]:
 
 def write(run: dict[str, Any], folder: Path) -> Path:
     """Write a run in one step, under its date."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
-    Path(temporary).chmod(0o644)
-    return Path(temporary).replace(folder / f"{run['date']}.json")
+    text = json.dumps(run, indent=1, ensure_ascii=False) + "\n"
+    return _write_text(text, folder / f"{run['date']}.json")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -139,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         file = write(run, ASIDE)
         print(f"figures in {file.relative_to(ROOT)}; the stored run is as it was")
     else:
-        file = write(run, report.RESULTS)
+        file = write(run, RESULTS)
         report.PAGE.write_text(report.wanted(), encoding="utf-8")
         print(f"stored {file.relative_to(ROOT)} and wrote {report.PAGE.relative_to(ROOT)}")
     return 1 if fallen or failed else 0

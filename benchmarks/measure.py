@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 #: The groups of rows, in the order they run and are shown.
 GROUPS = ("preparation", "serving", "start-up", "throughput", "time to quality", "quality")
@@ -90,6 +91,12 @@ class Row:
             raise ValueError(f"{name}: target={self.target!r} and met={self.met!r}; give both")
         if self.met is False and not self.limit:
             raise ValueError(f"{name}: the target is unmet and limit does not say what limits it")
+
+    @classmethod
+    def of(cls, group: str, case: str, values: Sequence[float], unit: str, **more: Any) -> Row:
+        """The row of some runs: their median, lowest, highest and number; `more` as for `Row`."""
+        value, low, high = statistics.median(values), min(values), max(values)
+        return cls(group, case, value, unit, low, high, runs=len(values), **more)
 
     @property
     def name(self) -> str:
@@ -232,6 +239,24 @@ def _status(field: str) -> float | None:
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
+    return None
+
+
+def newest(
+    pattern: str, folder: Path = RESULTS, here: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """The newest stored file of a name, whose last part is its date.
+
+    Args:
+        pattern: of the names, as `"peers-*.json"`.
+        folder: where the files are.
+        here: what `machine` gives; then only files of a machine with the same processor and as
+            many cores count.
+    """
+    for file in sorted(folder.glob(pattern), reverse=True):
+        stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if here is None or all(stored["machine"][key] == here[key] for key in ("cpu", "cores")):
+            return stored
     return None
 
 

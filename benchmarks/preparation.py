@@ -271,14 +271,11 @@ def rows_of(case: str, count: int, ours: dict, peak: float, loop: dict | None) -
     loop_share = loop["growth_mib"] / loop["input_mib"] if loop else None
     fits = share < TARGET_MEMORY
     rows = [
-        Row(
+        Row.of(
             "preparation",
             f"{case}; {size}" + ("" if loop else " (the loop would take minutes)"),
-            value,
+            seconds,
             "s",
-            min(seconds),
-            max(seconds),
-            runs=len(seconds),
             peak_mib=peak,
             reference=reference,
             reference_value=slow,
@@ -292,13 +289,11 @@ def rows_of(case: str, count: int, ours: dict, peak: float, loop: dict | None) -
         return rows
     windows = ours["output_mib"] / ours["input_mib"]
     rows.append(
-        Row(
+        Row.of(
             "preparation",
             f"{case}; {size}, memory",
-            share,
+            [share],
             "x input",
-            share,
-            share,
             peak_mib=peak,
             reference="Python loop" if loop else None,
             reference_value=loop_share,

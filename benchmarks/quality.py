@@ -20,10 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, Row, machine
+from benchmarks.measure import RESULTS, ROOT, Row, machine, newest
+from rectutor.results import _write_text
 
-RESULTS = ROOT / "results"
-SUMMARIES = ROOT / "benchmarks" / "results"
+CHAPTER_RESULTS = ROOT / "results"
 CHAPTERS = ("ranking", "retrieval", "gru4rec", "sasrec", "multi_task")
 OTHER_SEEDS = (1, 2)
 METRICS = {
@@ -41,10 +41,8 @@ TARGETS = {
     ("sasrec", "SASRec made right", "ndcg", "1m"): 0.182,
 }
 
-Key = tuple[str, str]  # model, protocol
 
-
-def read_seed_42(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+def read_seed_42(folder: Path = CHAPTER_RESULTS) -> dict[str, dict[str, Any]]:
     """The chapters' stored results, by chapter; those that have not run are left out."""
     files = {chapter: folder / f"{chapter}.json" for chapter in CHAPTERS}
     return {
@@ -54,10 +52,9 @@ def read_seed_42(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     }
 
 
-def read_summary(folder: Path = SUMMARIES) -> dict[str, Any]:
+def read_summary(folder: Path = RESULTS) -> dict[str, Any]:
     """The newest summary of the other seeds; without chapters if there is none."""
-    files = sorted(folder.glob("seeds-*.json"))
-    return json.loads(files[-1].read_text(encoding="utf-8")) if files else {"chapters": {}}
+    return newest("seeds-*.json", folder) or {"chapters": {}}
 
 
 def summary_of(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -194,14 +191,13 @@ def run_seeds(names: list[str]) -> Path:
     summary = read_summary()
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     summary |= {"date": today, "machine": machine(), "profile": "quick"}
-    file = SUMMARIES / f"seeds-{today}.json"
+    file = RESULTS / f"seeds-{today}.json"
     for chapter in names or CHAPTERS:
         for seed in OTHER_SEEDS:
             print(f"{chapter}, seed {seed} ...", flush=True)
             record = run_chapter(chapter, seed)
             summary["chapters"].setdefault(chapter, {})[str(seed)] = summary_of(record)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+            _write_text(json.dumps(summary, indent=1) + "\n", file)
     return file
 
 

@@ -17,9 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, finish, in_child, machine
+from benchmarks.measure import RESULTS, ROOT, finish, in_child, machine
 
-GOAL = 0.065  # validation NDCG@10
+GOAL = 0.065  # validation NDCG@10, seen movies not excluded; ours is timed to the same
 MODELS = ("SASRec", "GRU4Rec")
 VERSIONS = ("recbole", "torch", "numpy", "pandas", "scipy")
 
@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cap-minutes", type=float, default=15, help="a model may take (15)")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--child", choices=MODELS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:

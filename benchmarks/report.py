@@ -6,15 +6,12 @@ usage: python -m benchmarks.report write   put the stored figures into book/benc
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import GROUPS, ROOT, Row
+from benchmarks.measure import GROUPS, ROOT, Row, newest
 
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "book" / "benchmarks.md"
 
 #: A dated run of `make bench`; those of other commands have a word before the date.
@@ -145,12 +142,6 @@ def by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
     rows = list(rows)
     groups = {group: [row for row in rows if row.group == group] for group in GROUPS}
     return {group: found for group, found in groups.items() if found}
-
-
-def newest(pattern: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """The stored file whose name comes last, which is the newest: names end with the date."""
-    files = sorted(folder.glob(pattern))
-    return json.loads(files[-1].read_text(encoding="utf-8")) if files else None
 
 
 def page(run: dict[str, Any], peers: dict[str, Any] | None, quality: list[Row]) -> str:

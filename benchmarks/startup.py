@@ -66,17 +66,13 @@ def import_seconds() -> float:
 def measure(quick: bool = False) -> list[Row]:
     """The rows of the group; those of the book are of the last `make book` on this machine."""
     seconds = [import_seconds() for _ in range(IMPORT_RUNS)]
-    value = statistics.median(seconds)
-    met = value < IMPORT_TARGET
+    met = statistics.median(seconds) < IMPORT_TARGET
     rows = [
-        Row(
+        Row.of(
             "start-up",
             "import rectutor",
-            value,
+            seconds,
             "s",
-            min(seconds),
-            max(seconds),
-            runs=IMPORT_RUNS,
             target=f"< {IMPORT_TARGET:g} s",
             met=met,
             limit="" if met else f"the fastest of {IMPORT_RUNS} imports took {min(seconds):.2f} s",
@@ -93,15 +89,11 @@ def first_step_row(chapter: str, case: str) -> Row:
         in_child(__name__, case, time.time(), environment={"KERAS_BACKEND": "jax"})
         for _ in range(STEP_RUNS)
     ]
-    seconds = [payload["seconds"] for payload, _ in found]
-    return Row(
+    return Row.of(
         "start-up",
         f"first trained step: {chapter}",
-        statistics.median(seconds),
+        [payload["seconds"] for payload, _ in found],
         "s",
-        min(seconds),
-        max(seconds),
-        runs=STEP_RUNS,
         peak_mib=max(peak for _, peak in found),
     )
 
@@ -126,14 +118,12 @@ def book_rows() -> list[Row]:
     met = total < BOOK_TARGET
     limit = f"{longest.removeprefix('make book: ')} alone takes {seconds[longest] / 60:.1f} min"
     return [
-        *(Row("start-up", case, took, "s", took, took) for case, took in seconds.items()),
-        Row(
+        *(Row.of("start-up", case, [took], "s") for case, took in seconds.items()),
+        Row.of(
             "start-up",
             "make book: all of it",
-            total,
+            [total],
             "min",
-            total,
-            total,
             target=f"< {BOOK_TARGET:g} min",
             met=met,
             limit="" if met else limit,

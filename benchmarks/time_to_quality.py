@@ -8,7 +8,6 @@ compete: the figures are lower than the chapters', which leave them out.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import throughput
-from benchmarks.measure import ROOT, Row, finish, in_child, machine
+from benchmarks.measure import RESULTS, Row, finish, in_child, machine, newest
+from benchmarks.recbole_peer import GOAL
 
-GOAL = 0.065  # validation NDCG@10, seen movies not excluded
 TARGET_TIMES = 10
 SEEDS = (42, 43, 44)
-RESULTS = ROOT / "benchmarks" / "results"
 
 MODELS: dict[str, tuple[Callable[..., Any], str]] = {
     "SASRec": (throughput.prepared_sasrec, throughput.SASREC_CELL),
@@ -108,22 +106,17 @@ def newest_peers(folder: Path = RESULTS, here: dict[str, Any] | None = None) -> 
         was not reached, and the seconds are those that were spent. Empty without a file of this
         machine.
     """
-    here = here or machine()
-    for file in sorted(folder.glob("peers-*.json"), reverse=True):
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if any(stored["machine"].get(key) != here.get(key) for key in ("cpu", "cores")):
-            continue
-        found = {}
-        for one in stored["models"]:
-            reached = first_reaches(one["curve"], GOAL)
-            point = reached or one["curve"][-1]
-            found[one["model"]] = {
-                "seconds": point["seconds"],
-                "training_seconds": point["training_seconds"],
-                "at_least": reached is None,
-            }
-        return found
-    return {}
+    stored = newest("peers-*.json", folder, here or machine())
+    found = {}
+    for one in stored["models"] if stored else []:
+        reached = first_reaches(one["curve"], GOAL)
+        point = reached or one["curve"][-1]
+        found[one["model"]] = {
+            "seconds": point["seconds"],
+            "training_seconds": point["training_seconds"],
+            "at_least": reached is None,
+        }
+    return found
 
 
 def measure(quick: bool = False) -> list[Row]:
@@ -185,15 +178,11 @@ def rows_of(
             if peer["at_least"]:
                 limit += "; RecBole was stopped before the goal, so the ratio is a lower bound"
         rows.append(
-            Row(
+            Row.of(
                 "time to quality",
                 case,
-                value,
+                taken,
                 "s",
-                min(taken),
-                max(taken),
-                runs=len(taken),
-                first=None,
                 peak_mib=peak,
                 reference=reference,
                 reference_value=peer[key] if peer else None,

@@ -158,11 +158,16 @@ def write(record: Mapping[str, Any], path: Path) -> Path:
         OSError: the folder cannot be written; an older file stays as it was.
     """
     text = json.dumps(check(record, str(path.name)), indent=2, sort_keys=False, ensure_ascii=False)
+    return _write_text(text + "\n", path)
+
+
+def _write_text(text: str, path: Path) -> Path:
+    """Write a text file in one step, and make its folder when missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=".json")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).chmod(0o644)

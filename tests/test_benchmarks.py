@@ -106,7 +106,7 @@ def bench_with(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     monkeypatch.setattr(bench, "ASIDE", tmp_path / "aside")
     monkeypatch.setattr(bench, "machine", lambda: {"cpu": "A", "cores": 2})
-    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(report, "wanted", lambda: "the page")
     monkeypatch.setattr(bench, "last_run", lambda here: stored(tmp_path))
@@ -170,18 +170,16 @@ class TestBench:
 class TestReferences:
     """What ours is compared with does the same."""
 
-    def test_sliding_windows(self):
+    @pytest.mark.parametrize(
+        ("ours", "loop"),
+        [
+            (sliding_windows, preparation.loop_sliding_windows),
+            (training_windows, preparation.loop_training_windows),
+        ],
+    )
+    def test_windows(self, ours, loop):
         ratings = preparation.ratings_of(2_000)
-        ours = sliding_windows(histories(ratings), 10)
-        loop = preparation.loop_sliding_windows(ratings, 10)
-        for one, other in zip(ours, loop, strict=True):
-            np.testing.assert_array_equal(one, other)
-
-    def test_training_windows(self):
-        ratings = preparation.ratings_of(2_000)
-        ours = training_windows(histories(ratings), 7)
-        loop = preparation.loop_training_windows(ratings, 7)
-        for one, other in zip(ours, loop, strict=True):
+        for one, other in zip(ours(histories(ratings), 7), loop(ratings, 7), strict=True):
             np.testing.assert_array_equal(one, other)
 
     def test_negatives_of_both_were_never_watched(self):

@@ -18,7 +18,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import nbformat
 import yaml
 
 from rectutor._environment import asks_for
+from rectutor.results import _write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -86,11 +86,7 @@ def read_source(name: str) -> nbformat.NotebookNode:
 def write_notebook(notebook: nbformat.NotebookNode, name: str) -> None:
     """Write the pair in one step."""
     nbformat.validate(notebook)
-    handle, temporary = tempfile.mkstemp(dir=NOTEBOOKS, prefix=".tmp-", suffix=".ipynb")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        nbformat.write(notebook, stream)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(NOTEBOOKS / f"{name}.ipynb")
+    _write_text(nbformat.writes(notebook) + "\n", NOTEBOOKS / f"{name}.ipynb")
 
 
 def digest(name: str) -> str:
