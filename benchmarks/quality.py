@@ -10,6 +10,7 @@ Seed 42 is that of `results/*.json`; the summary of the others is
 
 from __future__ import annotations
 
+import concurrent.futures
 import datetime
 import json
 import os
@@ -180,24 +181,35 @@ def limit_of(record: dict[str, Any], entry: dict[str, Any], metric: str, wanted:
 
 
 def run_seeds(names: list[str]) -> Path:
-    """Run chapters with the other seeds, and keep what `summary_of` keeps.
+    """Run chapters with the other seeds, two at a time, and keep what `summary_of` keeps.
 
     What an older summary holds of other chapters stays. The file is written after every run, so
     that a run that is stopped is not lost.
 
     Raises:
-        RuntimeError: a chapter failed.
+        RuntimeError: a chapter failed; what the others gave is written first.
     """
-    summary = read_summary()
+    summary = read_summary(RESULTS)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     summary |= {"date": today, "machine": machine(), "profile": "quick"}
     file = RESULTS / f"seeds-{today}.json"
-    for chapter in names or CHAPTERS:
-        for seed in OTHER_SEEDS:
-            print(f"{chapter}, seed {seed} ...", flush=True)
-            record = run_chapter(chapter, seed)
-            summary["chapters"].setdefault(chapter, {})[str(seed)] = summary_of(record)
+    failed = []
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        runs = {
+            pool.submit(run_chapter, chapter, seed): (chapter, seed)
+            for chapter in names or CHAPTERS
+            for seed in OTHER_SEEDS
+        }
+        for run in concurrent.futures.as_completed(runs):
+            chapter, seed = runs[run]
+            if run.exception():
+                failed.append(str(run.exception()))
+                continue
+            summary["chapters"].setdefault(chapter, {})[str(seed)] = summary_of(run.result())
             _write_text(json.dumps(summary, indent=1) + "\n", file)
+            print(f"{chapter}, seed {seed}: done", flush=True)
+    if failed:
+        raise RuntimeError("\n".join(failed))
     return file
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,6 +14,21 @@ for name in ("RECTUTOR_DATA", "RECTUTOR_PROFILE", "RECTUTOR_RESUME", "RECTUTOR_S
     os.environ.pop(name, None)
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once: more would only wait
+
+NIGHTLY = os.environ.get("RECTUTOR_HYPOTHESIS") == "nightly"
+
+COMPILED = None
+if not NIGHTLY and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Most of a short run is compiling: compile a function once a session, and without the passes
+    # that pay only in a long run. The nightly tests compile as a reader's runs do.
+    COMPILED = tempfile.mkdtemp(prefix="rectutor-jax-")
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": COMPILED,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
 
 _slow_is_fine = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("default", max_examples=50, deadline=None, derandomize=True)
@@ -29,6 +46,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--reliability", metavar="FILE", help="write the counts of the reliability page to FILE"
     )
+
+
+def pytest_unconfigure():
+    if COMPILED:  # only in the process that made it: workers are told of it
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -13,8 +13,7 @@ from chapters import names
 
 SCRIPT = Path(__file__).parent / "backend_scores.py"
 
-# one worker scores on the three backends, once for all chapters
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("backend scores")]
+pytestmark = pytest.mark.slow
 
 
 @functools.cache

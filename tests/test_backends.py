@@ -18,48 +18,13 @@ from chapters import NOTEBOOKS, names
 from rectutor import results
 
 BACKENDS = ("jax", "tensorflow", "torch")
-MODEL_CHAPTERS = [name for name in names() if name != "leaderboard"]
-
-# one worker runs all of a chapter's scripts, so that two tests can share a run
-each_chapter = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODEL_CHAPTERS]
-)
-
-# the chapters with the most to compile take minutes: they are left to `make test-nightly`
-LONG = ("ranking", "retrieval", "sasrec")
-each_chapter_long_ones_nightly = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=[pytest.mark.xdist_group(name)] + [pytest.mark.nightly] * (name in LONG),
-        )
-        for name in MODEL_CHAPTERS
-    ],
-)
 pytestmark = pytest.mark.slow
-
-
-@functools.cache
-def compiled():
-    """Where JAX keeps what it has compiled, so that a chapter's second run need not wait for it.
-
-    The nightly runs compile anew in every process, as a reader's runs do.
-    """
-    if os.environ.get("RECTUTOR_HYPOTHESIS") == "nightly":
-        return {}
-    return {
-        "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="jax-compiled-"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
 
 
 def start_script(name, folder, **environment):
     """Start a chapter as a reader would, from a folder that is not the repository's."""
     variables = {
-        **os.environ,
-        **compiled(),
+        **{key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")},
         "RECTUTOR_PROFILE": "smoke",
         "RECTUTOR_RESULTS": str(folder / "results"),
         "PYTHONUNBUFFERED": "1",
@@ -97,42 +62,6 @@ def measured(name, *arguments):
     return stored, [(model["model"], model["metrics"]) for model in stored["models"]]
 
 
-@each_chapter
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_chapter_runs_on_each_backend(name, backend):
-    stored, models = measured(name, backend, 42)
-    folder, _, out, err = run_script(name, backend, 42)
-    assert stored["backend"] == backend
-    assert models
-    assert f"backend {backend}" in out
-    assert "Warning" not in err
-    assert list((folder / "results" / "figures").glob(f"{name}-*.svg"))
-
-
-@each_chapter
-def test_two_runs_in_fresh_processes_measure_exactly_the_same(name):
-    assert measured(name, "jax", 42)[1] == measured(name, "jax", 42, 1)[1]
-
-
-@pytest.mark.nightly  # the other chapters are not promised to repeat on these backends
-@pytest.mark.xdist_group("ranking")
-@pytest.mark.parametrize("backend", ["tensorflow", "torch"])
-def test_the_ranking_chapter_repeats_on_the_other_backends_too(backend):
-    assert measured("ranking", backend, 42)[1] == measured("ranking", backend, 42, 1)[1]
-
-
-@each_chapter_long_ones_nightly
-def test_another_seed_measures_something_else(name):
-    assert measured(name, "jax", 42)[1] != measured(name, "jax", 43)[1]
-
-
-@each_chapter_long_ones_nightly
-def test_the_stored_results_name_seed_and_versions(name):
-    stored, _ = measured(name, "jax", 43)
-    assert stored["seed"] == 43
-    assert {"python", "rectutor", "keras", "jax", "numpy"} <= stored["versions"].keys()
-
-
 def own_table(folder, users, movies, timestamps=True):
     """A CSV table such as a reader might bring."""
     rng = np.random.default_rng(7)
@@ -152,7 +81,7 @@ def own_table(folder, users, movies, timestamps=True):
 
 def works_or_says_why(name, folder, users, movies, timestamps):
     file = own_table(folder, users, movies, timestamps)
-    process = start_script(name, folder, KERAS_BACKEND="jax", RECTUTOR_DATA=str(file))
+    process = start_script(name, folder, KERAS_BACKEND="torch", RECTUTOR_DATA=str(file))
     out, err = process.communicate(timeout=600)
     if process.returncode == 0:
         stored = results.read(folder / "results" / f"{name}.json")
@@ -163,31 +92,84 @@ def works_or_says_why(name, folder, users, movies, timestamps):
     assert len(out.splitlines()) <= 5, f"the reason came after {len(out.splitlines())} lines"
 
 
-@each_chapter_long_ones_nightly
-def test_a_table_of_fifty_users_works_or_the_first_lines_say_why(name, tmp_path):
-    works_or_says_why(name, tmp_path, users=50, movies=60, timestamps=True)
+class Chapter:
+    """The runs of one chapter, one after the other in one test worker, so that tests share them.
+
+    What does not depend on the backend is tried on PyTorch, which compiles nothing.
+    """
+
+    name: str
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_runs_on_each_backend(self, backend):
+        stored, models = measured(self.name, backend, 42)
+        folder, _, out, err = run_script(self.name, backend, 42)
+        assert stored["backend"] == backend
+        assert models
+        assert f"backend {backend}" in out
+        assert "Warning" not in err
+        assert list((folder / "results" / "figures").glob(f"{self.name}-*.svg"))
+
+    def test_two_runs_in_fresh_processes_measure_exactly_the_same(self):
+        assert measured(self.name, "jax", 42)[1] == measured(self.name, "jax", 42, 1)[1]
+
+    def test_another_seed_measures_something_else(self):
+        assert measured(self.name, "torch", 42)[1] != measured(self.name, "torch", 43)[1]
+
+    def test_the_stored_results_name_seed_and_versions(self):
+        stored, _ = measured(self.name, "torch", 43)
+        assert stored["seed"] == 43
+        assert {"python", "rectutor", "keras", "torch", "numpy"} <= stored["versions"].keys()
+
+    @pytest.mark.parametrize(
+        ("users", "movies", "timestamps"),
+        [(50, 60, True), (40, 5, True), (40, 60, False)],
+        ids=["50 users", "5 movies", "no timestamps"],
+    )
+    def test_an_own_table_works_or_the_first_lines_say_why(
+        self, users, movies, timestamps, tmp_path
+    ):
+        works_or_says_why(self.name, tmp_path, users, movies, timestamps)
+
+    def test_stopped_by_ctrl_c_leaves_the_older_results_as_they_were(self, tmp_path):
+        (tmp_path / "results").mkdir()
+        file = tmp_path / "results" / f"{self.name}.json"
+        file.write_text(json.dumps({"older": "results"}), encoding="utf-8")
+        process = start_script(self.name, tmp_path, KERAS_BACKEND="jax")
+        for line in process.stdout:
+            if line.startswith("epoch "):  # JAX loses a Ctrl-C while Python collects its garbage
+                process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == -signal.SIGINT, process.stderr.read()
+        assert json.loads(file.read_text(encoding="utf-8")) == {"older": "results"}
+        assert [path.name for path in file.parent.glob("*.json")] == [file.name]
 
 
-@each_chapter
-@pytest.mark.parametrize(
-    ("movies", "timestamps"), [(5, True), (60, False)], ids=["5 movies", "no timestamps"]
-)
-def test_a_smaller_table_works_or_the_first_lines_say_why(name, movies, timestamps, tmp_path):
-    works_or_says_why(name, tmp_path, users=40, movies=movies, timestamps=timestamps)
+class TestSASRec(Chapter):
+    name = "sasrec"
 
 
-@each_chapter
-def test_a_stopped_chapter_leaves_the_older_results_as_they_were(name, tmp_path):
-    """Ctrl-C in the middle of the training."""
-    (tmp_path / "results").mkdir()
-    file = tmp_path / "results" / f"{name}.json"
-    file.write_text(json.dumps({"older": "results"}), encoding="utf-8")
-    process = start_script(name, tmp_path, KERAS_BACKEND="jax")
-    for line in process.stdout:
-        if line.startswith("epoch "):
-            process.send_signal(signal.SIGINT)
-            break
-    process.communicate(timeout=60)
-    assert process.returncode not in (0, None)
-    assert json.loads(file.read_text(encoding="utf-8")) == {"older": "results"}
-    assert [path.name for path in file.parent.glob("*.json")] == [file.name]
+class TestRanking(Chapter):
+    name = "ranking"
+
+    @pytest.mark.nightly  # the other chapters are not promised to repeat on these backends
+    @pytest.mark.parametrize("backend", ["tensorflow", "torch"])
+    def test_repeats_on_the_other_backends_too(self, backend):
+        assert measured("ranking", backend, 42)[1] == measured("ranking", backend, 42, 1)[1]
+
+
+class TestRetrieval(Chapter):
+    name = "retrieval"
+
+
+class TestGRU4Rec(Chapter):
+    name = "gru4rec"
+
+
+class TestMultiTask(Chapter):
+    name = "multi_task"
+
+
+def test_every_chapter_is_run():
+    assert sorted(one.name for one in Chapter.__subclasses__()) == sorted(
+        name for name in names() if name != "leaderboard"
+    )

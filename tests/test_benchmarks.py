@@ -223,6 +223,22 @@ class TestQuality:
         with pytest.raises(ValueError, match=r"sasrec.json has no 'SASRec made right'"):
             quality.chapter_rows("sasrec", record, [run])
 
+    def test_a_chapter_that_fails_costs_no_other_its_figures(self, tmp_path, monkeypatch):
+        def run_chapter(chapter, seed):
+            if (chapter, seed) == ("gru4rec", 1):
+                raise RuntimeError("gru4rec, seed 1, failed")
+            return quality.read_seed_42()[chapter]
+
+        monkeypatch.setattr(quality, "run_chapter", run_chapter)
+        monkeypatch.setattr(quality, "RESULTS", tmp_path)
+        with pytest.raises(RuntimeError, match=r"^gru4rec, seed 1, failed$"):
+            quality.run_seeds(["gru4rec", "ranking"])
+        stored = quality.read_summary(tmp_path)["chapters"]
+        assert {chapter: set(runs) for chapter, runs in stored.items()} == {
+            "gru4rec": {"2"},
+            "ranking": {"1", "2"},
+        }
+
 
 class TestPage:
     def test_shows_what_is_stored(self):

@@ -57,9 +57,6 @@ def installed(python):
     }
 
 
-pytestmark = pytest.mark.xdist_group("wheel")  # building leaves a folder in the tree
-
-
 @pytest.mark.slow
 def test_installing_the_wheel_changes_nothing_a_runtime_already_has(tmp_path):
     wheels = tmp_path / "wheels"
