@@ -9,6 +9,8 @@ TEST_RESULTS := $(CURDIR)/_build/test-results
 export JUPYTER_PLATFORM_DIRS = 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# for a Jupyter kernel, what chapter.keep_freed_memory does too late there: it has threads by then
+export GLIBC_TUNABLES = glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test book html chapter scripts test lint unit notebooks pages \
@@ -59,9 +61,12 @@ lint: setup
 	@$(PY) tools/readme.py check
 	@$(PY) -m benchmarks.report check
 
+# a class or module stays with one worker, which then makes its models and runs once
+UNIT = $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
 unit: setup-test
-	@$(PY) -m pytest -n 2 --dist loadgroup -m "not browser and not nightly" --doctest-modules \
-		tests rectutor --ignore=tests/browser --cov --cov-report=term:skip-covered \
+	@$(UNIT) -m "not browser and not nightly" --doctest-modules tests rectutor \
+		--ignore=tests/browser --cov --cov-report=term:skip-covered \
 		--reliability _build/reliability.json
 	@$(PY) tools/reliability.py check
 
@@ -96,10 +101,10 @@ bench-seeds: setup  ## run every chapter with two more seeds, for the same page
 
 pages: setup-test
 	@$(PY) tools/book.py render
-	@$(PY) -m pytest -m browser tests/browser tests/test_book_pages.py
+	@$(PY) -m pytest -n 2 -m browser tests/browser tests/test_book_pages.py
 
 test-nightly: setup-test  ## the long versions of the tests
-	@RECTUTOR_HYPOTHESIS=nightly $(PY) -m pytest -n 2 --dist loadgroup -m "not browser"
+	@RECTUTOR_HYPOTHESIS=nightly $(UNIT) -m "not browser"
 
 $(VENV)/.ready-mutation: $(VENV)/.ready requirements-mutation.txt
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/install.sh -c requirements.txt -r requirements-mutation.txt

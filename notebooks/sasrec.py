@@ -32,6 +32,10 @@ if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     package = "rectutor @ git+https://github.com/rectutor/rectutor@main"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
+from rectutor import chapter
+
+chapter.keep_freed_memory()  # before Keras starts its threads
+
 # %%
 import math
 import random

@@ -1,6 +1,7 @@
 """What every chapter shares: profile, seed, settings, figures, tables, records."""
 
 import os
+import platform
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -215,3 +216,34 @@ def test_an_unknown_attribute_of_the_package_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'missing'"):
         _ = rectutor.missing
     assert "evaluation" in dir(rectutor)
+
+
+FREED_AND_TAKEN_AGAIN = """
+import resource, threading
+import numpy as np
+from rectutor import chapter
+{call}
+def fill():
+    for _ in range(20):
+        np.ones(4_000_000)
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+threads = [threading.Thread(target=fill) for _ in range(2)]
+for thread in threads:
+    thread.start()
+    thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives back")
+def test_freed_memory_is_kept_for_the_next_step_in_every_thread():
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+
+    def faults(call):
+        command = [sys.executable, "-c", FREED_AND_TAKEN_AGAIN.format(call=call)]
+        return int(subprocess.check_output(command, env=environment, text=True))
+
+    pages = 4_000_000 * 8 / 4_096
+    assert faults("") > 20 * pages
+    assert faults("chapter.keep_freed_memory()") < 3 * pages

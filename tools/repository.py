@@ -31,7 +31,11 @@ import sys
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
 if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     package = "rectutor @ git+https://github.com/{slug}@{branch}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)"""
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+from rectutor import chapter
+
+chapter.keep_freed_memory()  # before Keras starts its threads"""
 
 
 def repository() -> tuple[str, str]:
