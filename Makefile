@@ -101,7 +101,7 @@ bench-seeds: setup  ## run every chapter with two more seeds, for the same page
 
 pages: setup-test
 	@$(PY) tools/book.py render
-	@$(PY) -m pytest -n 2 -m browser tests/browser tests/test_book_pages.py
+	@$(PY) -m pytest -m browser tests/browser tests/test_book_pages.py
 
 test-nightly: setup-test  ## the long versions of the tests
 	@RECTUTOR_HYPOTHESIS=nightly $(UNIT) -m "not browser"
