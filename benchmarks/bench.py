@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
-import json
 import sys
 import time
 import traceback
@@ -20,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.measure import GROUPS, RESULTS, ROOT, Row, machine, newest
-from rectutor.results import _write_text
+from benchmarks.measure import GROUPS, RESULTS, ROOT, Row, machine, newest, store
 
 MODULES = {
     "preparation": "preparation",
@@ -72,8 +70,7 @@ def measure_group(group: str, quick: bool, stored: list[Row]) -> list[Row]:
 
 def write(run: dict[str, Any], folder: Path) -> Path:
     """Write a run in one step, under its date."""
-    text = json.dumps(run, indent=1, ensure_ascii=False) + "\n"
-    return _write_text(text, folder / f"{run['date']}.json")
+    return store(run, folder / f"{run['date']}.json")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rectutor.results import _write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -240,6 +242,11 @@ def _status(field: str) -> float | None:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
     return None
+
+
+def store(stored: Mapping[str, Any], file: Path) -> Path:
+    """Write a file that `newest` finds, in one step."""
+    return _write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", file)
 
 
 def newest(

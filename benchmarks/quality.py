@@ -21,8 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import RESULTS, ROOT, Row, machine, newest
-from rectutor.results import _write_text
+from benchmarks.measure import RESULTS, ROOT, Row, machine, newest, store
 
 CHAPTER_RESULTS = ROOT / "results"
 CHAPTERS = ("ranking", "retrieval", "gru4rec", "sasrec", "multi_task")
@@ -206,7 +205,7 @@ def run_seeds(names: list[str]) -> Path:
                 failed.append(str(run.exception()))
                 continue
             summary["chapters"].setdefault(chapter, {})[str(seed)] = summary_of(run.result())
-            _write_text(json.dumps(summary, indent=1) + "\n", file)
+            store(summary, file)
             print(f"{chapter}, seed {seed}: done", flush=True)
     if failed:
         raise RuntimeError("\n".join(failed))

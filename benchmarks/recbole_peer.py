@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import logging
 import os
 import tempfile
@@ -17,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import RESULTS, ROOT, finish, in_child, machine
+from benchmarks.measure import RESULTS, ROOT, finish, in_child, machine, store
 
 GOAL = 0.065  # validation NDCG@10, seen movies not excluded; ours is timed to the same
 MODELS = ("SASRec", "GRU4Rec")
@@ -165,9 +164,7 @@ def main() -> None:
         "told": {key: value for key, value in SETTINGS.items() if key != "show_progress"},
         "models": found,
     }
-    file = chosen.output / f"peers-{datetime.date.today().isoformat()}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    file = store(results, chosen.output / f"peers-{datetime.date.today().isoformat()}.json")
     print(f"results: {file.name}")
 
 

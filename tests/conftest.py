@@ -16,10 +16,10 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once: more would only wait
 
-NIGHTLY = os.environ.get("RECTUTOR_HYPOTHESIS") == "nightly"
+PROFILE = os.environ.get("RECTUTOR_HYPOTHESIS", "default")
 
 COMPILED = None
-if not NIGHTLY and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+if PROFILE != "nightly" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Most of a short run is compiling: compile a function once a session, and without the passes
     # that pay only in a long run. The nightly tests compile as a reader's runs do.
     COMPILED = tempfile.mkdtemp(prefix="rectutor-jax-")
@@ -36,7 +36,7 @@ settings.register_profile(
     "nightly", max_examples=1_000, deadline=None, suppress_health_check=_slow_is_fine
 )
 settings.register_profile("mutation", max_examples=10, deadline=None, derandomize=True)
-settings.load_profile(os.environ.get("RECTUTOR_HYPOTHESIS", "default"))
+settings.load_profile(PROFILE)
 
 #: Markers whose tests the reliability page counts; property tests are found by themselves.
 COUNTED = ("fault", "bad_input", "property_test")
