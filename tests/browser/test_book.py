@@ -56,6 +56,9 @@ THIN_OUT_CODE = """() => {
   for (const block of document.querySelectorAll('.highlight pre')) block.normalize();
 }"""
 
+#: What the search page shows after the last of its results; they come one by one.
+SEARCH_DONE = "#search-results p.search-summary:has-text('found')"
+
 #: Images that the browser could not draw.
 BROKEN_IMAGES = """() => [...document.images]
   .filter(i => i.complete && i.naturalWidth === 0).map(i => i.currentSrc || i.src)"""
@@ -114,16 +117,17 @@ def violations(page: Page) -> list[str]:
 def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
     """Visits a page once, in both modes and at both widths, and remembers."""
     known: dict[str, Visit] = {}
+    contexts = {mode: chromium.new_context(viewport=DESK) for mode in MODES}  # type: ignore[arg-type]
+    for mode, context in contexts.items():
+        context.add_init_script(
+            f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')"
+        )
 
     def visit(name: str) -> Visit:
         if name in known:
             return known[name]
         seen = known[name] = Visit()
-        for mode in MODES:
-            context = chromium.new_context(viewport=DESK)
-            context.add_init_script(
-                f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')"
-            )
+        for mode, context in contexts.items():
             page = context.new_page()
             watch(page, site, seen)
             page.goto(f"{site}{name}.html")
@@ -142,7 +146,7 @@ def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
                 seen.broken_images = page.evaluate(BROKEN_IMAGES)
                 page.set_viewport_size(DESK)  # type: ignore[arg-type]
             seen.violations[mode] = violations(page)
-            context.close()
+            page.close()
         return seen
 
     return visit
@@ -185,7 +189,7 @@ def test_images_and_formulas_are_drawn(name: str, visited: Callable[[str], Visit
 def test_search_finds(words: str, site: str, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto(f"{site}search.html?q={words}")
-    page.wait_for_selector("#search-results ul.search li a", timeout=20_000)
+    page.wait_for_selector(SEARCH_DONE, timeout=20_000)
     found = page.eval_on_selector_all(
         "#search-results ul.search li a", "links => links.map(a => a.pathname)"
     )
