@@ -648,17 +648,24 @@ def by_affinity(model):
 
 
 evaluations = {}
+
+
+def put_to_test(name, model, seconds, recipe="step"):
+    """Ask the test part how well a trained model retrieves, and store the answer under its name."""
+    evaluations[name] = evaluate(by_affinity(model), watch_split, name=name)
+    run.record(
+        model=name,
+        recipe=recipe,
+        protocol="leave-one-out",
+        metrics=evaluations[name],
+        seconds=seconds,
+    )
+
+
 for name, task_weights in documented_models.items():
     label = f"documented, {name}"
     seconds = train(documented, documented_start, watch_known, task_weights, **recipe)
-    evaluations[label] = evaluate(by_affinity(documented), watch_split, name=label)
-    run.record(
-        model=label,
-        recipe="documented",
-        protocol="leave-one-out",
-        metrics=evaluations[label],
-        seconds=seconds,
-    )
+    put_to_test(label, documented, seconds, recipe="documented")
 
 watches = np.bincount(watch_known["movie_id"], minlength=data.num_movies + 1)
 log_q = np.log(np.maximum(watches, 1) / watches.sum()).tolist()
@@ -667,14 +674,7 @@ corrected, corrected_start = compiled(
 )
 label = "documented, multi-task + C11"
 seconds = train(corrected, corrected_start, watch_known, (1.0, 1.0), **recipe)
-evaluations[label] = evaluate(by_affinity(corrected), watch_split, name=label)
-run.record(
-    model=label,
-    recipe="step",
-    protocol="leave-one-out",
-    metrics=evaluations[label],
-    seconds=seconds,
-)
+put_to_test(label, corrected, seconds)
 baselines = {
     name: evaluate(baseline, watch_split, name=name)
     for name, baseline in standard_baselines(watch_split).items()
@@ -995,15 +995,8 @@ watch_models = {}
 for name in ("joint", "retrieval specialist"):
     callbacks = run.callbacks(f"watches-{name}")
     seconds = train(joint, joint_start, watch_known, finals[name], callbacks=callbacks, **recipe)
-    evaluations[name] = evaluate(by_affinity(joint), watch_split, name=name)
+    put_to_test(name, joint, seconds, recipe="made right")
     watch_models[name] = snapshot(joint)
-    run.record(
-        model=name,
-        recipe="made right",
-        protocol="leave-one-out",
-        metrics=evaluations[name],
-        seconds=seconds,
-    )
 board = compare([*baselines.values(), *evaluations.values()])
 run.show_table(board, "Protocol P: leave-one-out test")
 

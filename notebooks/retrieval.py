@@ -375,6 +375,18 @@ def by_towers(model):
     return scores
 
 
+def put_to_test(name, recommender, seconds, recipe="step"):
+    """Ask the test part how good a trained model is, and store the answer under its name."""
+    results[name] = evaluate(recommender, split, name=name)
+    run.record(
+        model=name,
+        recipe=recipe,
+        protocol="leave-one-out",
+        metrics=results[name],
+        seconds=seconds,
+    )
+
+
 # %% [markdown]
 # The documented model, trained again on the training part of this split, in the same way:
 
@@ -731,14 +743,7 @@ for name, switches in variants.items():
         callbacks=[watch, EpochLog(every=5), *run.callbacks(name)],
     )
     towers[name] = model
-    results[name] = evaluate(by_towers(model), split, name=name)
-    run.record(
-        model=name,
-        recipe="step",
-        protocol="leave-one-out",
-        metrics=results[name],
-        seconds=watch.history[-1]["seconds"],
-    )
+    put_to_test(name, by_towers(model), watch.history[-1]["seconds"])
 
 # %%
 comparison = compare([results["popularity"], *(results[name] for name in towers)])
@@ -1010,14 +1015,7 @@ for name, use_history in (("catalogue softmax", False), ("catalogue softmax, his
         callbacks=[watch, EpochLog(every=20), *run.callbacks(name)],
     )
     towers[name] = model
-    results[name] = evaluate(by_catalogue(model), split, name=name)
-    run.record(
-        model=name,
-        recipe="step",
-        protocol="leave-one-out",
-        metrics=results[name],
-        seconds=watch.history[-1]["seconds"],
-    )
+    put_to_test(name, by_catalogue(model), watch.history[-1]["seconds"])
     print(f"best on validation: epoch {watch.best_epoch}")
 
 # %%
@@ -1054,14 +1052,7 @@ seconds = train_catalogue(
     callbacks=[EpochLog(every=20), *run.callbacks("refitted")],
 )
 towers[name] = retriever
-results[name] = evaluate(by_catalogue(retriever), split, name=name)
-run.record(
-    model=name,
-    recipe="made right",
-    protocol="leave-one-out",
-    metrics=results[name],
-    seconds=seconds,
-)
+put_to_test(name, by_catalogue(retriever), seconds, recipe="made right")
 for baseline in baselines:
     run.record(
         model=baseline, recipe="baseline", protocol="leave-one-out", metrics=results[baseline]
