@@ -123,8 +123,7 @@ def test_the_newest_peers_file_of_this_machine_is_read(tmp_path):
     other = PEER | {"machine": {"cpu": "other", "cores": 2}, "models": []}
     (tmp_path / "peers-2026-02-02.json").write_text(json.dumps(other))
     found = time_to_quality.newest_peers(tmp_path, here)
-    assert found["SASRec"] == {"seconds": 200.0, "training_seconds": 180.0, "at_least": False}
-    assert found["GRU4Rec"] == {"seconds": 50.0, "training_seconds": 40.0, "at_least": True}
+    assert found == {model["model"]: model["curve"] for model in PEER["models"]}
 
 
 def test_rows_against_a_peer(tmp_path):
@@ -139,15 +138,24 @@ def test_rows_against_a_peer(tmp_path):
     assert alone.ratio == pytest.approx(180 / 8)
     assert alone.met is None
     # 50 s were not enough for the peer: a bound, and not yet ten times
-    whole, _ = time_to_quality.rows_of("GRU4Rec", [curve], 1.0, peers["GRU4Rec"])
+    whole, _, to_theirs, _ = time_to_quality.rows_of("GRU4Rec", [curve], 1.0, peers["GRU4Rec"])
     assert whole.ratio == 5.0
     assert whole.met is False
     assert "more than" in whole.reference
     assert "lower bound" in whole.limit
+    # what it did reach, both reached
+    best = max(point["ndcg"] for point in peers["GRU4Rec"])
+    assert f"{best:.4f}" in to_theirs.case
+    assert to_theirs.met is None
+    assert "more than" not in to_theirs.reference
+    ours = next(point["seconds"] for point in curve if point["ndcg"] >= best)
+    theirs = next(point["seconds"] for point in peers["GRU4Rec"] if point["ndcg"] == best)
+    assert to_theirs.ratio == pytest.approx(theirs / ours)
     # a run of ours that never got there cannot meet the target
     whole, _ = time_to_quality.rows_of("SASRec", [curve, curve[:1]], 1.0, peers["SASRec"])
     assert whole.met is False
     assert "1 of 2 runs" in whole.case
+    assert "1 of 2 runs ended at 0.0300 at best" in whole.limit
     # without a peer there is nothing to meet
     assert time_to_quality.rows_of("SASRec", [curve], 1.0, None)[0].met is None
 
