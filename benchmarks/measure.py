@@ -139,14 +139,15 @@ def timed(function: Callable[[], object], runs: int = 5, warmup: int = 1) -> Tim
         runs: calls that count.
         warmup: calls before them.
     """
-    warm = [_seconds(function) for _ in range(warmup)]
-    seconds = [_seconds(function) for _ in range(runs)]
+    warm = [seconds_of(function) for _ in range(warmup)]
+    seconds = [seconds_of(function) for _ in range(runs)]
     return Timing(
         warm[0] if warm else None, statistics.median(seconds), min(seconds), max(seconds), runs
     )
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def seconds_of(function: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started

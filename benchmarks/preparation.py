@@ -26,7 +26,7 @@ from benchmarks.measure import (
     in_child,
     peak_mib,
     resident_mib,
-    timed,
+    seconds_of,
 )
 from rectutor import PADDING_ID
 from rectutor.sequences import histories, sample_negatives, sliding_windows, training_windows
@@ -209,22 +209,23 @@ def child(recipe: str, which: str, count: int, max_runs: int, budget: float) -> 
     del arrays
     if max_runs > 1 and which == "ours":
         seconds.clear()  # the first run of ours is its warm-up
-    while len(seconds) < max_runs and sum(seconds) < budget - (seconds[-1] if seconds else 0):
-        started = time.perf_counter()
-        work(ratings, num_movies)
-        seconds.append(time.perf_counter() - started)
-    parts = {}
+    parts: dict[str, Callable[[], object]] = {}
     if count == TARGET_SIZE and which == "ours":  # what an unmet target is put down to
         keys = np.random.default_rng(0).integers(0, 2**60, count)
-        parts["histories_seconds"] = timed(lambda: histories(ratings)).median
-        parts["sort_seconds"] = timed(lambda: np.sort(keys)).median
+        parts["histories_seconds"] = lambda: histories(ratings)
+        parts["sort_seconds"] = lambda: np.sort(keys)
+    taken: dict[str, list[float]] = {part: [] for part in parts}
+    while len(seconds) < max_runs and sum(seconds) < budget - (seconds[-1] if seconds else 0):
+        seconds.append(seconds_of(lambda: work(ratings, num_movies)))
+        for part, function in parts.items():  # in turns, so that a busy moment meets them all
+            taken[part].append(seconds_of(function))
     finish(
         {
             "seconds": seconds,
             "growth_mib": growth,
             "output_mib": output / 2**20,
             "input_mib": ratings.memory_usage(index=False).sum() / 2**20,
-            **parts,
+            **{part: statistics.median(times) for part, times in taken.items()},
             "digest": content.hexdigest(),
         }
     )

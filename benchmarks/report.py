@@ -72,8 +72,8 @@ compilation are apart. What was aimed at and not reached stays in the tables, wi
 
 No figure here is typed in: `make bench` measures, stores a dated file in `benchmarks/results/`, and
 writes this page. It fails where a ratio has fallen by more than 15 % since the last stored run on
-the same kind of machine. `make bench-peers` measures the other library, `make bench-seeds` trains
-every chapter with two more seeds.
+the same kind of machine, and by more than the runs differ. `make bench-peers` measures the other
+library, `make bench-seeds` trains every chapter with two more seeds.
 """
 
 

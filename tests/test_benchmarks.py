@@ -18,7 +18,9 @@ ROW = measure.Row("serving", "one user", 2.0, "ms", 1.0, 3.0, ratio=10.0, refere
 
 
 def with_ratio(ratio):
-    return dataclasses.replace(ROW, ratio=ratio)
+    """The row with another ratio, and other times if it fell."""
+    slower = {"value": 9.0, "low": 8.0, "high": 9.5} if ratio and ratio < 9 else {}
+    return dataclasses.replace(ROW, ratio=ratio, **slower)
 
 
 class TestRow:
@@ -81,6 +83,12 @@ class TestRegressions:
     def test_only_a_ratio_that_fell_by_more_than_15_percent_counts(self, now, fell):
         found = bench.regressions([with_ratio(now)], [ROW])
         assert list(found) == (["serving: one user"] if fell else [])
+
+    def test_a_better_reference_alone_is_no_regression(self):
+        beside = dataclasses.replace(ROW, ratio=5.0)
+        assert bench.regressions([beside], [ROW]) == {}
+        overlapping = dataclasses.replace(beside, value=4.0, low=2.9, high=5.0)
+        assert bench.regressions([overlapping], [ROW]) == {}
 
     def test_a_slower_machine_is_no_regression(self):
         slower = dataclasses.replace(ROW, value=200.0, low=100.0, high=300.0)
@@ -165,6 +173,8 @@ class TestBench:
         ratios = iter([5.0, 9.9])
         monkeypatch.setattr(serving, "measure", lambda quick: [with_ratio(next(ratios))])
         assert bench.measure_group("serving", False, [ROW]) == [with_ratio(9.9)]
+        ratios = iter([5.0, 4.0])  # neither is better: the later one
+        assert bench.measure_group("serving", False, [ROW]) == [with_ratio(4.0)]
 
 
 class TestReferences:
