@@ -48,6 +48,8 @@ def copy_sources() -> None:
         ignored = shutil.ignore_patterns("__pycache__", "browser", "acceptance", "test_book*")
         shutil.copytree(ROOT / name, WORK / name, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", WORK)
+    # which tests reach which function: another source or another test may have changed that
+    (WORK / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
 
 
 def mutmut(*arguments: str, profile: str = "default") -> None:
