@@ -150,11 +150,8 @@ def rows_of(
         rows += _rows_to(best, f"{model}, {{}}, to RecBole's {best:.4f}", curves, peak, peer)
     whole = rows[0]
     if whole.ratio is not None:
-        ended = [
-            max(p["ndcg"] for p in curve) for curve in curves if not first_reaches(curve, GOAL)
-        ]
-        met = whole.ratio >= TARGET_TIMES and not ended
-        limit = "" if met else _limit(curves, ended, peer)
+        met = whole.ratio >= TARGET_TIMES and all(first_reaches(curve, GOAL) for curve in curves)
+        limit = "" if met else _limit(curves, peer)
         rows[0] = dataclasses.replace(
             whole, target=f">= {TARGET_TIMES} times", met=met, limit=limit
         )
@@ -194,13 +191,12 @@ def _rows_to(
     return rows
 
 
-def _limit(
-    curves: list[list[dict[str, float]]], ended: list[float], peer: list[dict[str, float]]
-) -> str:
-    """Why the target is not met; `ended` has the best NDCG of each run that ended before it."""
+def _limit(curves: list[list[dict[str, float]]], peer: list[dict[str, float]]) -> str:
+    """Why the target is not met."""
     parts = []
+    ended = [curve for curve in curves if not first_reaches(curve, GOAL)]
     if ended:
-        best = ", ".join(f"{ndcg:.4f}" for ndcg in ended)
+        best = ", ".join(f"{max(point['ndcg'] for point in curve):.4f}" for curve in ended)
         parts.append(f"{len(ended)} of {len(curves)} runs ended at {best} at best")
     points = [first_reaches(curve, GOAL) or curve[-1] for curve in curves]
     evaluating = statistics.median(p["seconds"] - p["training_seconds"] for p in points)

@@ -138,9 +138,12 @@ class Chapter:
         for _ in range(6):  # JAX loses a Ctrl-C while Python collects its garbage: press again
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=10)
+                _, err = process.communicate(timeout=10)
                 break
-        assert process.returncode == -signal.SIGINT
+        else:
+            process.kill()
+            pytest.fail("Ctrl-C, six times in a minute, did not stop it")
+        assert process.returncode == -signal.SIGINT, err
         assert json.loads(file.read_text(encoding="utf-8")) == {"older": "results"}
         assert [path.name for path in file.parent.glob("*.json")] == [file.name]
 
