@@ -9,7 +9,7 @@ TEST_RESULTS := $(CURDIR)/_build/test-results
 export JUPYTER_PLATFORM_DIRS = 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-# for a Jupyter kernel, what chapter.keep_freed_memory does too late there: it has threads by then
+# for a Jupyter kernel, where chapter.prepare_process comes too late: it has threads by then
 export GLIBC_TUNABLES = glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
 
 .DEFAULT_GOAL := help

@@ -81,11 +81,10 @@ class Chapter:
         max_users: int = 0,
     ) -> None:
         sys.path.insert(0, str(ROOT / "tests"))
-        from rectutor import chapter
-
-        chapter.keep_freed_memory()
         import chapters
         import keras
+
+        from rectutor import chapter
 
         chapters.definitions(name)
         source = (chapters.NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8")

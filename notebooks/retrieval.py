@@ -36,7 +36,7 @@ if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
 
 from rectutor import chapter
 
-chapter.keep_freed_memory()  # before Keras starts its threads
+chapter.prepare_process()  # before NumPy and Keras are imported
 
 # %%
 import time

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from rectutor._environment import silent_stderr
+
 
 @dataclass
 class Plan:
@@ -92,7 +94,7 @@ def _tensorflow() -> Any:
         tf: Any = sys.modules["tensorflow"]  # None where somebody has blocked it
     else:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        with _silent_stderr():  # its C++ parts chat past Python's streams, into notebooks
+        with silent_stderr():  # its C++ parts chat past Python's streams, into notebooks
             try:
                 tf = importlib.import_module("tensorflow")
             except ImportError:
@@ -100,26 +102,9 @@ def _tensorflow() -> Any:
     keras: Any = importlib.import_module("keras")
     if tf is not None and keras.backend.backend() != "tensorflow":
         # Only an input pipeline here: it must not claim the memory of the accelerator.
-        with contextlib.suppress(RuntimeError), _silent_stderr():
+        with contextlib.suppress(RuntimeError), silent_stderr():
             tf.config.set_visible_devices([], "GPU")
     return tf
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Send what is written to file descriptor 2 nowhere, for a while."""
-    try:
-        saved = os.dup(2)
-    except OSError:  # a process without one
-        yield
-        return
-    try:
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a device, not a path)
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 def with_keras(arrays: tuple[Any, ...], plan: Plan) -> Any:

@@ -113,7 +113,7 @@ def histories(ratings: pd.DataFrame, num_users: int | None = None) -> Histories:
             f"histories: user_id {users.max()} is above num_users={num_users}; "
             "pass the highest user id, or none at all."
         )
-    items = movies[_order_by_user_and_time(users, times)].astype(np.int32)
+    items = movies.astype(np.int32)[_order_by_user_and_time(users, times)]
     return Histories(items, _offsets(np.bincount(users, minlength=num_users + 1)))
 
 
@@ -289,11 +289,13 @@ def sample_negatives(
     users: npt.ArrayLike | None = None,
     alpha: float = 0.0,
 ) -> Ids:
-    """Draw movies that a user has not watched, exactly and without trial and error.
+    """Draw movies that a user has not watched, exactly as their weights say.
 
-    The movies a user has not watched are lined up, each as wide as its weight; a draw is a
-    point on that line. Weights are rounded to integers so that the bookkeeping is exact: no
-    positive ever comes out, and users who have seen all movies but one cost no more than others.
+    A movie is drawn from the whole catalogue, and drawn again while the user has watched it, a
+    few times. What is left then, of users who have watched nearly everything, is drawn from the
+    line of the movies they have not watched, each as wide as its weight. Both give a movie with
+    its share of the weight that is left to the user; weights are integers, so the bookkeeping is
+    exact, and users who have seen all movies but one cost little more than others.
 
     Args:
         histories: the users' movies, in any order.
@@ -330,35 +332,90 @@ def sample_negatives(
     num_rows = len(histories.offsets) - 1
     rows = np.arange(num_rows) if users is None else _rows(users, num_rows)
     weights = _integer_weights(histories.items, num_movies, alpha, num_rows)
-    edges = np.concatenate([[0], np.cumsum(weights)])  # movie m spans [edges[m - 1], edges[m])
-    total = int(edges[-1])
+    rng = np.random.default_rng(seed)
+    negatives = _draw(rng, weights, (len(rows), count))
 
-    # each row's distinct movies in id order, and the line that is left without them
-    owners = np.repeat(np.arange(num_rows), histories.lengths)
-    watched = np.sort(owners * (num_movies + 1) + histories.items)
+    # a few users at a time, so that the table of who has watched what stays small
+    width = num_movies + 1
+    users_at_once = max(1, _TABLE_CELLS // width)
+    table = np.zeros(min(users_at_once, num_rows) * width, bool)
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    for first in range(0, num_rows, users_at_once):
+        last = min(first + users_at_once, num_rows)
+        begin, end = np.searchsorted(ordered, [first, last])
+        owners = np.repeat(np.arange(last - first), histories.lengths[first:last])
+        items = histories.items[histories.offsets[first] : histories.offsets[last]]
+        watched = owners * width + items
+        table[watched] = True
+
+        chosen = order[begin:end]
+        drawn = negatives[chosen]
+        lines = (rows[chosen] - first) * width  # where each row's user begins in the table
+        hits = np.flatnonzero(table[lines[:, None] + drawn])
+        for _ in range(_TRIES):
+            drawn.flat[hits] = again = _draw(rng, weights, len(hits))
+            hits = hits[table[lines[hits // max(count, 1)] + again]]
+        if len(hits):
+            drawn.flat[hits] = _draw_unwatched(rng, weights, histories, rows[chosen[hits // count]])
+        negatives[chosen] = drawn
+        table[watched] = False
+    return negatives
+
+
+#: Cells of the table that tells whether a user has watched a movie: 4 MiB stay in the cache.
+_TABLE_CELLS = 2**22
+#: How often a watched movie is drawn again before the unwatched ones are lined up.
+_TRIES = 8
+
+
+def _draw(rng: np.random.Generator, weights: Integers, size: int | tuple[int, int]) -> Ids:
+    """Movies by weight (integers of at least 1), int32 of the given size."""
+    ends = np.cumsum(weights)  # movie m spans [ends[m - 2], ends[m - 1])
+    if ends[-1] == len(weights):  # every movie is one wide
+        return rng.integers(1, len(weights) + 1, size=size, dtype=np.int32)
+    points = rng.integers(0, ends[-1], size=size)
+    return np.asarray(np.searchsorted(ends, points, side="right") + 1, np.int32)
+
+
+def _draw_unwatched(
+    rng: np.random.Generator, weights: Integers, histories: Histories, users: Integers
+) -> Ids:
+    """A movie by weight for each of the `users` (rows of `histories`) that they have not watched.
+
+    The movies a user has not watched are lined up, each as wide as its weight; a draw is a point
+    on that line.
+
+    Raises:
+        ValueError: a user has watched every movie.
+    """
+    num_movies = len(weights)
+    edges = _offsets(weights)  # movie m spans [edges[m - 1], edges[m])
+    asked, rows = np.unique(users, return_inverse=True)
+    lengths = histories.lengths[asked]
+
+    # each user's distinct movies in id order, and the line that is left without them
+    owners = np.repeat(np.arange(len(asked)), lengths)
+    places = np.repeat(histories.offsets[asked], lengths) + _count_up(lengths)
+    watched = np.sort(owners * (num_movies + 1) + histories.items[places])
     owners, items = np.divmod(watched, num_movies + 1)
     distinct = (items != PADDING_ID) & (np.diff(watched, prepend=-1) != 0)
     owners, items = owners[distinct], items[distinct]
-    removed = np.concatenate([[0], np.cumsum(weights[items - 1])])  # before each, all rows
-    first = np.searchsorted(owners, np.arange(num_rows + 1))
-    free = total - (removed[first[1:]] - removed[first[:-1]])  # (num_rows,)
-    full = rows[free[rows] == 0]
-    if count and len(full):
+    removed = _offsets(weights[items - 1])  # before each, all users
+    first = np.searchsorted(owners, np.arange(len(asked) + 1))
+    free = edges[-1] - (removed[first[1:]] - removed[first[:-1]])  # (len(asked),)
+    if not free.all():
         raise ValueError(
-            f"sample_negatives: user {full[0]} has watched all {num_movies} movies, so there is "
-            "no negative to draw; leave the user out or check num_movies."
+            f"sample_negatives: user {asked[np.argmin(free)]} has watched all {num_movies} movies, "
+            "so there is no negative to draw; leave the user out or check num_movies."
         )
     cuts = edges[items - 1] - (removed[:-1] - removed[first[owners]])  # where items were cut out
-    keys = owners * (total + 1) + cuts
+    keys = owners * (edges[-1] + 1) + cuts
 
-    points = np.random.default_rng(seed).integers(
-        0, np.maximum(free[rows], 1)[:, None], size=(len(rows), count)
-    )
-    passed = np.searchsorted(keys, rows[:, None] * (total + 1) + points, side="right")
-    points += removed[passed] - removed[first[rows]][:, None]
-    if alpha == 0:  # every movie is one wide
-        return (points + 1).astype(np.int32)
-    return np.searchsorted(edges, points, side="right").astype(np.int32)
+    points = rng.integers(0, free[rows])
+    passed = np.searchsorted(keys, rows * (edges[-1] + 1) + points, side="right")
+    points += removed[passed] - removed[first[rows]]
+    return np.asarray(np.searchsorted(edges, points, side="right"), np.int32)
 
 
 def _order_by_user_and_time(users: Integers, times: Integers) -> Integers:
@@ -369,7 +426,10 @@ def _order_by_user_and_time(users: Integers, times: Integers) -> Integers:
     user_bits = int(users.max()).bit_length()
     time_bits = (int(times.max()) - earliest).bit_length()
     if user_bits + time_bits + len(users).bit_length() <= 63:
-        return _stable_order((users << time_bits) + (times - earliest))
+        keys = users << time_bits
+        keys += times
+        keys -= earliest
+        return _stable_order(keys)
     by_time = _stable_order(times)
     return by_time[_stable_order(users[by_time])]
 
@@ -408,12 +468,15 @@ def _gather(items: Ids, starts: Integers, ends: Integers, length: int, *, before
     margin = np.full(length, PADDING_ID, np.int32)
     padded = np.concatenate([margin, items, margin])
     begins = ends - length if before else np.maximum(ends - length, starts)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, length)[begins + length]
+    # a window is one item of its own size, which NumPy copies faster than `length` of them
+    window = np.dtype((np.void, padded.itemsize * length))
+    every = np.ndarray(len(padded) - length + 1, window, padded, strides=padded.strides)
+    windows = every[begins + length].view(np.int32).reshape(-1, length)
     short = np.flatnonzero(ends - starts < length)  # these reach into a neighbour's movies
     steps = begins[short, None] + np.arange(length)
     inside = (steps >= starts[short, None]) & (steps < ends[short, None])
     windows[short] = np.where(inside, windows[short], PADDING_ID)
-    return np.asarray(windows, np.int32)
+    return windows
 
 
 def _integer_weights(items: Ids, num_movies: int, alpha: float, num_rows: int) -> Integers:

@@ -245,4 +245,56 @@ def test_freed_memory_is_kept_for_the_next_step_in_every_thread():
 
     pages = 64_000_000 / 4_096
     assert faults("") > 20 * pages
-    assert faults("chapter.keep_freed_memory()") < 3 * pages
+    assert faults("chapter.prepare_process()") < 3 * pages
+
+
+ZEN_4 = """processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 25
+flags\t\t: fpu avx2 avx512f avx512bw
+
+processor\t: 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ZEN_4, True),
+        (ZEN_4.replace("AuthenticAMD", "GenuineIntel"), False),
+        (ZEN_4.replace(": 25", ": 26"), False),  # Zen 5, where it is fast
+        (ZEN_4.replace("avx512f", "avx"), False),  # Zen 3 has none
+        ("", False),
+    ],
+)
+def test_zen_4_is_told_from_other_processors(text, expected, tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text(text)
+    assert chapter._is_zen_4(file) is expected
+    assert chapter._is_zen_4(tmp_path / "missing") is False
+
+
+@pytest.mark.parametrize(
+    ("zen_4", "version", "already", "expected"),
+    [
+        (True, "2.4.6", None, "X86_V4"),
+        (True, "2.3.5", None, "AVX512F"),
+        (True, "2.4.6", "AVX512_ICL", "AVX512_ICL"),
+        (False, "2.4.6", None, None),
+    ],
+)
+def test_numpy_leaves_avx_512_alone_where_it_is_slow(
+    monkeypatch, zen_4, version, already, expected
+):
+    environment = {"NPY_DISABLE_CPU_FEATURES": already} if already else {}
+    monkeypatch.setattr(chapter.os, "environ", environment)
+    monkeypatch.setattr(chapter, "_is_zen_4", lambda _: zen_4)
+    monkeypatch.setattr(chapter, "_keep_freed_memory", lambda: None)
+    monkeypatch.setattr(chapter.importlib.metadata, "version", lambda _: version)
+    chapter.prepare_process()
+    assert environment.get("NPY_DISABLE_CPU_FEATURES") == expected
+
+
+def test_the_process_is_prepared_before_numpy_is_there():
+    program = "import sys; from rectutor import chapter; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectutor import PADDING_ID
+from rectutor import PADDING_ID, sequences
 from rectutor.sequences import (
     Histories,
     histories,
@@ -286,12 +286,25 @@ class TestSampleNegatives:
         assert ((draws >= 1) & (draws <= 20)).all()
         assert not (draws[1:, :, None] == np.array(watched)[:, None, :]).any()
 
+    @given(LISTS, st.integers(1, 60), st.sampled_from([0.0, 1.0]))
+    def test_however_many_users_share_a_table(self, lists, cells, alpha):
+        users = [*range(len(lists)), *reversed(range(len(lists)))]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sequences, "_TABLE_CELLS", cells)
+            found = sample_negatives(flat(lists), 10, 3, seed=1, users=users, alpha=alpha)
+        for row, user in enumerate(users):
+            watched = set(lists[user - 1]) if user else set()
+            assert not set(found[row]) & watched
+
     def test_one_movie_left_among_many(self):
         everything = list(range(1, 3000))
         assert set(sample_negatives(flat([everything]), 3000, 50, seed=0)[1]) == {3000}
 
+    @pytest.mark.parametrize("tries", [0, 1, 8])
     @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-    def test_draws_follow_the_weights(self, alpha):
+    def test_draws_follow_the_weights(self, alpha, tries, monkeypatch):
+        """However many are drawn again from all movies, and however few from the line."""
+        monkeypatch.setattr(sequences, "_TRIES", tries)
         lists = [[1, 2, 3, 4], [1, 2, 3], [1, 2], [1], [5]]
         counts = np.array([4, 3, 2, 1, 1, 1])  # of movies 1 to 6; nobody watched movie 6
         draws = sample_negatives(flat(lists), 6, 60_000, seed=3, alpha=alpha)
