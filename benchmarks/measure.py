@@ -68,6 +68,8 @@ class Row:
         reference: what it is compared with.
         reference_value: the reference's figure.
         ratio: ours against the reference, always such that more is better for us.
+        judged: whether a fall of the ratio fails a run. Not where the reference is the same model
+            on our first backend, and not where it was measured on another day.
         target: what was aimed at, as `">= 100 times"`.
         met: whether it was reached.
         limit: one line that says what limits an unmet target, measured.
@@ -89,6 +91,7 @@ class Row:
     reference: str | None = None
     reference_value: float | None = None
     ratio: float | None = None
+    judged: bool = True
     target: str | None = None
     met: bool | None = None
     limit: str = ""
@@ -121,37 +124,6 @@ class Row:
     def from_dict(cls, stored: Mapping[str, Any]) -> Row:
         """The row that `as_dict` stored."""
         return cls(**stored)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one function.
-
-    `first` is the first warm-up call, with whatever it compiles; `median`, `low` and `high` are
-    of the `runs` after the warm-up.
-    """
-
-    first: float | None
-    median: float
-    low: float
-    high: float
-    runs: int
-
-
-def timed(function: Callable[[], object], runs: int = 5, warmup: int = 1) -> Timing:
-    """Time a function.
-
-    Args:
-        function: what to time. What it computes must be there when it returns: wait for a JAX
-            array with `block_until_ready`.
-        runs: calls that count.
-        warmup: calls before them.
-    """
-    warm = [seconds_of(function) for _ in range(warmup)]
-    seconds = [seconds_of(function) for _ in range(runs)]
-    return Timing(
-        warm[0] if warm else None, statistics.median(seconds), min(seconds), max(seconds), runs
-    )
 
 
 def seconds_of(function: Callable[[], object]) -> float:
@@ -204,6 +176,39 @@ def in_child(
             )
         stored = json.loads(output.read_text(encoding="utf-8"))
     return stored["payload"], stored["peak_mib"]
+
+
+def in_turns(
+    module: str, children: Mapping[str, Sequence[object]], rounds: int
+) -> dict[str, list[tuple[Any, float]]]:
+    """Run several children one after the other, again and again.
+
+    A machine that is slow for a minute is then slow for all of them, and their ratio stays.
+
+    Args:
+        module: as for `in_child`.
+        children: name to command line.
+        rounds: how often each runs.
+
+    Returns:
+        Name to what `in_child` gave, round by round.
+    """
+    found: dict[str, list[tuple[Any, float]]] = {name: [] for name in children}
+    for _ in range(rounds):
+        for name, arguments in children.items():
+            found[name].append(in_child(module, *arguments))
+    return found
+
+
+def ratio_of(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> float:
+    """How many times as long theirs takes: the median over the rounds of `in_turns`.
+
+    Args:
+        theirs: the seconds of the reference's runs, round by round.
+        ours: the same of ours.
+    """
+    rounds = zip(theirs, ours, strict=True)
+    return statistics.median(statistics.median(one) / statistics.median(own) for one, own in rounds)
 
 
 def finish(payload: Any) -> None:

@@ -23,8 +23,9 @@ from benchmarks.measure import (
     Row,
     finish,
     forget_peak,
-    in_child,
+    in_turns,
     peak_mib,
+    ratio_of,
     resident_mib,
     seconds_of,
 )
@@ -44,9 +45,9 @@ LENGTH = 50  # positions a training window of the chapters
 TARGET_SIZE = 1_000_000
 TARGET_TIMES = 100
 TARGET_MEMORY = 6
-OUR_SECONDS = 20  # what ours may take at a size, all its runs together
-LOOP_SECONDS = 30  # what the loop may take
-LARGEST_LOOP_SECONDS = 50  # what one run of it may take at the largest size
+ROUNDS = 3  # ours and the loop in turns
+RUNS = 2  # of each, a round
+LARGEST_LOOP_SECONDS = 50  # what the loop may take at the largest size, where it runs once
 
 
 def ratings_of(count: int, seed: int = 0) -> pd.DataFrame:
@@ -185,15 +186,17 @@ def check_negatives(ratings: pd.DataFrame, arrays: tuple[np.ndarray, ...], num_m
     assert not np.isin(owners * (num_movies + 1) + drawn, watched).any()
 
 
-def child(recipe: str, which: str, count: int, max_runs: int, budget: float) -> None:
+def child(recipe: str, which: str, count: int, runs: int) -> None:
     """Measure one recipe in this process, and hand the figures back.
+
+    Memory is that of the first call. For ours this call is the warm-up, and `runs` follow it;
+    for the loop, which has nothing to warm up, it is one of the `runs`.
 
     Args:
         recipe: a key of `RECIPES`.
         which: `"ours"` or `"loop"`.
         count: ratings.
-        max_runs: runs to time.
-        budget: seconds after which no further run starts.
+        runs: runs to time.
     """
     chosen, num_movies = RECIPES[recipe], SHAPES[count][1]
     work = chosen.ours if which == "ours" else chosen.loop
@@ -201,31 +204,26 @@ def child(recipe: str, which: str, count: int, max_runs: int, budget: float) -> 
     forget_peak()
     before, started = resident_mib(), time.perf_counter()
     arrays = work(ratings, num_movies)
-    seconds = [time.perf_counter() - started]
+    seconds = [time.perf_counter() - started] if which == "loop" else []
     growth, output = peak_mib() - before, sum(array.nbytes for array in arrays)
     content = hashlib.sha256(b"".join(array.tobytes() for array in arrays[: chosen.compared]))
     if len(arrays) > chosen.compared and count <= TARGET_SIZE:
         check_negatives(ratings, arrays, num_movies)
     del arrays
-    if max_runs > 1 and which == "ours":
-        seconds.clear()  # the first run of ours is its warm-up
-    parts: dict[str, Callable[[], object]] = {}
-    if count == TARGET_SIZE and which == "ours":  # what an unmet target is put down to
-        keys = np.random.default_rng(0).integers(0, 2**60, count)
-        parts["histories_seconds"] = lambda: histories(ratings)
-        parts["sort_seconds"] = lambda: np.sort(keys)
-    taken: dict[str, list[float]] = {part: [] for part in parts}
-    while len(seconds) < max_runs and sum(seconds) < budget - (seconds[-1] if seconds else 0):
+    parts: dict[str, list[float]] = {"histories_seconds": [], "sort_seconds": []}
+    keys = np.random.default_rng(0).integers(0, 2**60, count)
+    while len(seconds) < runs:
         seconds.append(seconds_of(lambda: work(ratings, num_movies)))
-        for part, function in parts.items():  # in turns, so that a busy moment meets them all
-            taken[part].append(seconds_of(function))
+        if which == "ours":  # what an unmet target is put down to
+            parts["histories_seconds"].append(seconds_of(lambda: histories(ratings)))
+            parts["sort_seconds"].append(seconds_of(lambda: np.sort(keys)))
     finish(
         {
             "seconds": seconds,
             "growth_mib": growth,
             "output_mib": output / 2**20,
             "input_mib": ratings.memory_usage(index=False).sum() / 2**20,
-            **{part: statistics.median(times) for part, times in taken.items()},
+            **parts,
             "digest": content.hexdigest(),
         }
     )
@@ -236,40 +234,54 @@ def measure(quick: bool = False) -> list[Row]:
     rows = []
     loop_seconds = dict.fromkeys(RECIPES, 0.0)
     for count in [2_000] if quick else [size for size in SHAPES if size > 2_000]:
+        large = count > TARGET_SIZE
+        rounds, runs = (1, 5) if large else (ROUNDS, RUNS)
         for name, recipe in RECIPES.items():
-            ours, peak = in_child(__name__, name, "ours", count, 5, OUR_SECONDS)
-            loop = None
+            children = {"ours": [name, "ours", count, runs]}
             if 10 * loop_seconds[name] < LARGEST_LOOP_SECONDS:
-                runs = 1 if count > TARGET_SIZE else 5
-                loop, _ = in_child(__name__, name, "loop", count, runs, LOOP_SECONDS)
-                loop_seconds[name] = statistics.median(loop["seconds"])
-                if loop["digest"] != ours["digest"]:
-                    raise AssertionError(f"{recipe.case}, {count:,}: the loop's windows differ")
-            rows += rows_of(recipe.case, count, ours, peak, loop)
+                children["loop"] = [name, "loop", count, 1 if large else runs]
+            found = in_turns(__name__, children, rounds)
+            ours, loop = found["ours"], found.get("loop", [])
+            if len({payload["digest"] for payload, _ in ours + loop}) > 1:
+                raise AssertionError(f"{recipe.case}, {count:,}: the loop's windows differ")
+            if loop:
+                loop_seconds[name] = statistics.median(pooled(loop, "seconds"))
+            rows += rows_of(recipe.case, count, ours, loop)
     return rows
 
 
-def rows_of(case: str, count: int, ours: dict, peak: float, loop: dict | None) -> list[Row]:
-    """The row of the times and the row of the memory."""
-    seconds = ours["seconds"]
-    value = statistics.median(seconds)
-    times, slow = None, None
+def pooled(found: list[tuple[dict, float]], key: str) -> list[float]:
+    """The figures of all rounds together."""
+    return [value for payload, _ in found for value in payload[key]]
+
+
+def rows_of(
+    case: str, count: int, ours: list[tuple[dict, float]], loop: list[tuple[dict, float]]
+) -> list[Row]:
+    """The row of the times and the row of the memory, from the rounds of both."""
+    seconds, peak = pooled(ours, "seconds"), max(peak for _, peak in ours)
+    times, slow = None, pooled(loop, "seconds")
     if loop:
-        slow = statistics.median(loop["seconds"])
-        times = slow / value
-    reference = f"Python loop, {len(loop['seconds'])} runs" if loop else None
+        times = ratio_of(
+            [payload["seconds"] for payload, _ in loop], [payload["seconds"] for payload, _ in ours]
+        )
     size = f"{count:,} ratings"
     wanted = count == TARGET_SIZE
     met = times >= TARGET_TIMES if wanted and times else None
     limit = ""
     if met is False:
-        limit = (
-            f"of {1000 * value:.0f} ms, {1000 * ours['histories_seconds']:.0f} group the ratings "
-            f"by user and time; to sort as many 64-bit integers alone takes NumPy "
-            f"{1000 * ours['sort_seconds']:.0f} ms"
+        value, grouping, sorting = (
+            1000 * statistics.median(pooled(ours, key))
+            for key in ("seconds", "histories_seconds", "sort_seconds")
         )
-    share = ours["growth_mib"] / ours["input_mib"]
-    loop_share = loop["growth_mib"] / loop["input_mib"] if loop else None
+        limit = (
+            f"of {value:.0f} ms, {grouping:.0f} group the ratings by user and time; to sort as "
+            f"many 64-bit integers alone takes NumPy {sorting:.0f} ms"
+        )
+    share = statistics.median(p["growth_mib"] / p["input_mib"] for p, _ in ours)
+    loop_share = (
+        statistics.median(p["growth_mib"] / p["input_mib"] for p, _ in loop) if loop else None
+    )
     fits = share < TARGET_MEMORY
     rows = [
         Row.of(
@@ -278,8 +290,8 @@ def rows_of(case: str, count: int, ours: dict, peak: float, loop: dict | None) -
             seconds,
             "s",
             peak_mib=peak,
-            reference=reference,
-            reference_value=slow,
+            reference=f"Python loop, {len(slow)} runs" if loop else None,
+            reference_value=statistics.median(slow) if loop else None,
             ratio=times,
             target=f">= {TARGET_TIMES} times" if met is not None else None,
             met=met,
@@ -288,7 +300,7 @@ def rows_of(case: str, count: int, ours: dict, peak: float, loop: dict | None) -
     ]
     if count < TARGET_SIZE:  # there the memory of the process itself weighs too much
         return rows
-    windows = ours["output_mib"] / ours["input_mib"]
+    windows = ours[0][0]["output_mib"] / ours[0][0]["input_mib"]
     rows.append(
         Row.of(
             "preparation",
@@ -310,6 +322,6 @@ def rows_of(case: str, count: int, ours: dict, peak: float, loop: dict | None) -
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         name, which, *numbers = sys.argv[1:]
-        child(name, which, int(numbers[0]), int(numbers[1]), float(numbers[2]))
+        child(name, which, *map(int, numbers))
     else:
         print(report.text_tables(measure()))

@@ -11,6 +11,7 @@ recall, and hnswlib has no wheels.
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -18,14 +19,16 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks import report
-from benchmarks.measure import Row, finish, in_child, timed
+from benchmarks.measure import Row, finish, in_turns, ratio_of, seconds_of
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 WIDTH = 64  # entries a vector
 NUM_TASTES = 200  # clusters the movies and the users come from
 K = 10
 NUM_SEEN = 100  # movies a user has seen, about the mean of MovieLens 100K
-QUERIES = 200  # single queries that are timed
+ROUNDS = 3  # of all ways in turns
+QUERIES = 70  # single queries that are timed, a round
+BATCHES = 2  # batches that are timed, a round
 BATCH = 1_000  # users a batch; 100 for a million movies, whose scores would fill 4 GB otherwise
 PROBES = 16  # lists the inverted file looks into
 
@@ -114,20 +117,21 @@ def child(way: str, num_movies: int, queries: int, batch: int) -> None:
     started = time.perf_counter()
     serve = {"numpy": numpy_way, "jax": jax_way, "faiss": faiss_way}[way](movies)
     built = time.perf_counter() - started
-    first = timed(lambda: serve(users[:1], seen[:1]), runs=10).first
-    seconds = []
-    for row in range(queries):
-        started = time.perf_counter()
-        serve(users[row : row + 1], seen[row : row + 1])
-        seconds.append(time.perf_counter() - started)
-    batches = timed(lambda: serve(users[:batch], seen[:batch]))
+    first, *_ = (seconds_of(lambda: serve(users[:1], seen[:1])) for _ in range(11))
+    seconds = [
+        seconds_of(lambda row=row: serve(users[row : row + 1], seen[row : row + 1]))
+        for row in range(queries)
+    ]
+    first_batch, *batches = (
+        seconds_of(lambda: serve(users[:batch], seen[:batch])) for _ in range(1 + BATCHES)
+    )
     finish(
         {
             "built": built,
             "first": first,
-            "single": np.quantile(seconds, [0.5, 0.05, 0.95]).tolist(),
-            "first_batch": batches.first,
-            "batch": [batches.median, batches.low, batches.high],
+            "single": seconds,
+            "first_batch": first_batch,
+            "batch": batches,
             "ids": serve(users[:batch], seen[:batch]).tolist(),
         }
     )
@@ -138,16 +142,13 @@ def measure(quick: bool = False) -> list[Row]:
     rows = []
     for size in SIZES[:1] if quick else SIZES:
         batch = BATCH if size < 1_000_000 else BATCH // 10
-        found = {
-            way: in_child(__name__, way, size, 20 if quick else QUERIES, batch) for way in WAYS
-        }
-        reference = found["numpy"][0]
+        children = {way: [way, size, 20 if quick else QUERIES, batch] for way in WAYS}
+        found = in_turns(__name__, children, 1 if quick else ROUNDS)
         for way in ("jax", "faiss"):
-            ours, peak = found[way]
-            recall = overlap(ours["ids"], reference["ids"])
+            recall = overlap(found[way][0][0]["ids"], found["numpy"][0][0]["ids"])
             if way == "jax" and recall < 0.999:
                 raise AssertionError(f"{size:,} movies: JAX and NumPy rank differently: {recall}")
-            rows += rows_of(way, size, batch, ours, reference, peak)
+            rows += rows_of(way, size, batch, found[way], found["numpy"])
             if way == "faiss":
                 rows.append(
                     Row(
@@ -158,7 +159,7 @@ def measure(quick: bool = False) -> list[Row]:
                         recall,
                         recall,
                         runs=batch,
-                        first=ours["built"],
+                        first=median_of(found[way], "built"),
                     )
                 )
     return rows
@@ -170,38 +171,50 @@ def overlap(found: list[list[int]], exact: list[list[int]]) -> float:
     return sum(hits) / (K * len(exact))
 
 
-def rows_of(way: str, size: int, batch: int, ours: dict, reference: dict, peak: float) -> list[Row]:
-    """The row of the latency and the row of the throughput."""
-    median, low, high = ours["single"]
-    seconds, fast, slow = ours["batch"]
+def median_of(found: list[tuple[dict, float]], key: str) -> float:
+    """The median over the rounds."""
+    return statistics.median(payload[key] for payload, _ in found)
+
+
+def rows_of(
+    way: str,
+    size: int,
+    batch: int,
+    ours: list[tuple[dict, float]],
+    reference: list[tuple[dict, float]],
+) -> list[Row]:
+    """The row of the latency and the row of the throughput, from the rounds of both."""
+    peak = max(peak for _, peak in ours)
+
+    def seconds(found: list[tuple[dict, float]], key: str) -> list[list[float]]:
+        return [payload[key] for payload, _ in found]
+
+    single = 1e3 * np.concatenate(seconds(ours, "single"))
+    rates = batch / np.concatenate(seconds(ours, "batch"))
     return [
         Row(
             "serving",
             f"{WAYS[way]}: one user, median (5 % to 95 %); {size:,} movies",
-            1e3 * median,
+            *np.quantile(single, [0.5]).tolist(),
             "ms",
-            1e3 * low,
-            1e3 * high,
-            runs=QUERIES,
-            first=ours["built"] + ours["first"],
+            *np.quantile(single, [0.05, 0.95]).tolist(),
+            runs=len(single),
+            first=median_of(ours, "built") + median_of(ours, "first"),
             peak_mib=peak,
             reference=WAYS["numpy"],
-            reference_value=1e3 * reference["single"][0],
-            ratio=reference["single"][0] / median,
+            reference_value=1e3 * float(np.median(np.concatenate(seconds(reference, "single")))),
+            ratio=ratio_of(seconds(reference, "single"), seconds(ours, "single")),
         ),
-        Row(
+        Row.of(
             "serving",
             f"{WAYS[way]}: {batch:,} users at once; {size:,} movies",
-            batch / seconds,
+            rates.tolist(),
             "users/s",
-            batch / slow,
-            batch / fast,
-            runs=5,
-            first=ours["first_batch"],
+            first=median_of(ours, "first_batch"),
             peak_mib=peak,
             reference=WAYS["numpy"],
-            reference_value=batch / reference["batch"][0],
-            ratio=reference["batch"][0] / seconds,
+            reference_value=batch / float(np.median(np.concatenate(seconds(reference, "batch")))),
+            ratio=ratio_of(seconds(reference, "batch"), seconds(ours, "batch")),
         ),
     ]
 

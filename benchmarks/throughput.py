@@ -438,6 +438,7 @@ def row_of(case: str, backend: str, found: dict, peak: float, reference: float |
         reference="jax" if reference else None,
         reference_value=reference,
         ratio=value / reference if reference else None,
+        judged=False,
     )
 
 

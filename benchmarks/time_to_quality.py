@@ -186,6 +186,7 @@ def _rows_to(
                 reference="RecBole" + ("" if peer_reached else ", more than") if peer else None,
                 reference_value=theirs,
                 ratio=theirs / statistics.median(taken) if theirs else None,
+                judged=False,
             )
         )
     return rows
