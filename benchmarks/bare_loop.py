@@ -27,6 +27,8 @@ def weights_of(model: Any) -> Weights:
     named |= {f"norm/{weight.name}": weight for weight in model.norm.weights}
     if model.config["direct"]:
         named["recency"] = model.recency
+    if model.config["repeat_bias"]:
+        named["repeat_bias"] = model.repeat_bias
     for number, block in enumerate(model.blocks):
         for weight in block.trainable_variables:
             named[f"{number}/" + "/".join(weight.path.split("/")[-2:])] = weight
@@ -117,6 +119,15 @@ def loss(
     h = states(weights, config, inputs, key)  # (B, L, d)
     total = jax.nn.logsumexp(h @ weights["movies"][1:].T, axis=-1)  # (B, L)
     own = jnp.einsum("btd,bsd->bts", h, weights["movies"][targets])
+    if config["repeat_bias"]:
+        bias, until = weights["repeat_bias"], step <= 0  # (L, L): position s is not after t
+        same = inputs[:, :, None] == inputs[:, None, :]
+        first = (inputs != PADDING_ID) & ~(same & (step < 0)).any(-1)  # (B, L)
+        read = jnp.einsum("btd,bsd->bts", h, weights["movies"][inputs])
+        read = jnp.exp(read - total[..., None]) * (first[:, None, :] & until)
+        total = total + jnp.log1p(jnp.expm1(bias) * jnp.minimum(read.sum(-1), 0.9999))
+        again = (inputs[:, :, None] == targets[:, None, :]).cumsum(1) > 0
+        own = own + bias * again
     each = total - (share * own).sum(-1)
     return (each * real).sum() / jnp.maximum(real.sum(), 1.0)
 

@@ -344,6 +344,8 @@ def sample_negatives(
     for first in range(0, num_rows, users_at_once):
         last = min(first + users_at_once, num_rows)
         begin, end = np.searchsorted(ordered, [first, last])
+        if begin == end:
+            continue
         owners = np.repeat(np.arange(last - first), histories.lengths[first:last])
         items = histories.items[histories.offsets[first] : histories.offsets[last]]
         watched = owners * width + items

@@ -49,7 +49,7 @@ def states(model, item_ids):
 BOTH = pytest.mark.parametrize("kind", ["DocumentedSASRec", "SASRec"])
 
 #: What the chapter's final model switches on.
-FINAL = {"DocumentedSASRec": {}, "SASRec": {"direct": 3}, "SampledSASRec": {}}
+FINAL = {"DocumentedSASRec": {}, "SASRec": {"direct": 3, "repeat_bias": True}, "SampledSASRec": {}}
 
 
 NEAR = pytest.mark.parametrize(
@@ -168,6 +168,39 @@ def test_the_softmax_loss_is_that_of_numpy(chapter, rows, targets, ahead, fade):
         weights = fade ** np.arange(len(window)) * (window != PADDING_ID)
         losses.append(-(weights * log_p[window]).sum() / weights.sum())
     assert_allclose(loss_of(model, rows, targets), np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [-2.0, 0.5])
+def test_the_repeat_bias_is_added_to_what_a_row_holds_so_far(chapter, rows, targets, bias):
+    """Once each, also where a movie comes back, and where the target is one of them."""
+    model = make(chapter, ahead=3, fade=0.5, repeat_bias=True)
+    rows, targets = rows.copy(), targets.copy()
+    rows[0, 3] = rows[0, 5] = rows[0, 1]
+    targets[0, 4] = rows[0, 2]
+    model(rows)
+    model.repeat_bias.assign(bias)
+    h, table = reference(model, rows)
+    scores = h @ table.T
+    losses = []
+    for b, t in np.argwhere(targets != PADDING_ID):
+        scores[b, t, np.unique(rows[b, : t + 1])] += bias
+        log_p = scores[b, t] - log_sum_exp(scores[b, t, 1:])
+        window = targets[b, t : t + 3]
+        weights = 0.5 ** np.arange(len(window)) * (window != PADDING_ID)
+        losses.append(-(weights * log_p[window]).sum() / weights.sum())
+    assert_allclose(loss_of(model, rows, targets), np.mean(losses), rtol=1e-5)
+
+
+def test_the_repeat_bias_moves_the_scores_of_the_latest_movies_alone(chapter, split):
+    queries = queries_for(split)
+    plain, biased = make(chapter), make(chapter, repeat_bias=True)
+    recommender = chapter.score_latest_movies(biased)
+    recommender(queries)  # builds the model
+    biased.repeat_bias.assign(-3.0)
+    moved = recommender(queries) - chapter.score_latest_movies(plain)(queries)
+    held = np.zeros(moved.shape, bool)
+    np.put_along_axis(held, queries.last(CONTEXT), True, axis=1)
+    assert_allclose(moved, np.where(held, -3.0, 0.0), atol=1e-5)
 
 
 @pytest.mark.parametrize(("count", "beta"), [(1, 1.0), (4, 1.0), (4, 0.3)])
