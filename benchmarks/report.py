@@ -52,7 +52,9 @@ next-movie target of a window, a *pair* one user with one movie.""",
 Wall seconds until the validation NDCG@10 first reaches 0.065 on `100k`: leave-one-out, all movies
 compete, and seen movies are *not* left out, because the peer scores that way. RecBole runs in an
 environment of its own (`make bench-peers`) and at most so long as the table below says; where that
-was not enough, both are compared at the NDCG@10 it had reached as well.""",
+was not enough, both are compared at the NDCG@10 it had reached as well. Note what helps our SASRec
+here: its learned bias for watched movies, which lets few of them compete for long, is in the
+[chapter](../notebooks/sasrec.ipynb) and not in RecBole's model.""",
     "quality": """\
 The chapters' own results: mean, lowest and highest over the seeds, which the column *runs* counts
 (the book's own seed, 42, and those of `make bench-seeds`). Top-ten figures are under the book's
@@ -72,8 +74,10 @@ compilation are apart. What was aimed at and not reached stays in the tables, wi
 
 No figure here is typed in: `make bench` measures, stores a dated file in `benchmarks/results/`, and
 writes this page. It fails where a ratio has fallen by more than 15 % since the last stored run on
-the same kind of machine, and by more than the runs differ. `make bench-peers` measures the other
-library, `make bench-seeds` trains every chapter with two more seeds.
+the same kind of machine (not counting ratios to our own models on JAX and to RecBole's stored run).
+`make bench-peers` measures the other library, `make bench-seeds` trains every chapter with two more
+seeds. Every process of `make bench` begins as the chapters do, with `prepare_process` of
+`rectutor.chapter`: NumPy and plain Python have the same settings as ours.
 """
 
 
