@@ -200,6 +200,11 @@ def in_turns(
     return found
 
 
+def by_round(found: Sequence[tuple[Any, float]], key: str) -> list[Any]:
+    """What the payloads of `in_turns` hold under `key`, round by round."""
+    return [payload[key] for payload, _ in found]
+
+
 def ratio_of(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> float:
     """How many times as long theirs takes: the median over the rounds of `in_turns`.
 

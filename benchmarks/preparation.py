@@ -21,6 +21,7 @@ import pandas as pd
 from benchmarks import report
 from benchmarks.measure import (
     Row,
+    by_round,
     finish,
     forget_peak,
     in_turns,
@@ -252,7 +253,7 @@ def measure(quick: bool = False) -> list[Row]:
 
 def pooled(found: list[tuple[dict, float]], key: str) -> list[float]:
     """The figures of all rounds together."""
-    return [value for payload, _ in found for value in payload[key]]
+    return [value for values in by_round(found, key) for value in values]
 
 
 def rows_of(
@@ -262,9 +263,7 @@ def rows_of(
     seconds, peak = pooled(ours, "seconds"), max(peak for _, peak in ours)
     times, slow = None, pooled(loop, "seconds")
     if loop:
-        times = ratio_of(
-            [payload["seconds"] for payload, _ in loop], [payload["seconds"] for payload, _ in ours]
-        )
+        times = ratio_of(by_round(loop, "seconds"), by_round(ours, "seconds"))
     size = f"{count:,} ratings"
     wanted = count == TARGET_SIZE
     met = times >= TARGET_TIMES if wanted and times else None
@@ -278,9 +277,9 @@ def rows_of(
             f"of {value:.0f} ms, {grouping:.0f} group the ratings by user and time; to sort as "
             f"many 64-bit integers alone takes NumPy {sorting:.0f} ms"
         )
-    share = statistics.median(p["growth_mib"] / p["input_mib"] for p, _ in ours)
-    loop_share = (
-        statistics.median(p["growth_mib"] / p["input_mib"] for p, _ in loop) if loop else None
+    share, loop_share = (
+        statistics.median(p["growth_mib"] / p["input_mib"] for p, _ in found) if found else None
+        for found in (ours, loop)
     )
     fits = share < TARGET_MEMORY
     rows = [

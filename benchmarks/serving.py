@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks import report
-from benchmarks.measure import Row, finish, in_turns, ratio_of, seconds_of
+from benchmarks.measure import Row, by_round, finish, in_turns, ratio_of, seconds_of
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 WIDTH = 64  # entries a vector
@@ -173,7 +173,7 @@ def overlap(found: list[list[int]], exact: list[list[int]]) -> float:
 
 def median_of(found: list[tuple[dict, float]], key: str) -> float:
     """The median over the rounds."""
-    return statistics.median(payload[key] for payload, _ in found)
+    return statistics.median(by_round(found, key))
 
 
 def rows_of(
@@ -186,24 +186,23 @@ def rows_of(
     """The row of the latency and the row of the throughput, from the rounds of both."""
     peak = max(peak for _, peak in ours)
 
-    def seconds(found: list[tuple[dict, float]], key: str) -> list[list[float]]:
-        return [payload[key] for payload, _ in found]
-
-    single = 1e3 * np.concatenate(seconds(ours, "single"))
-    rates = batch / np.concatenate(seconds(ours, "batch"))
+    single = 1e3 * np.concatenate(by_round(ours, "single"))
+    median, low, high = np.quantile(single, [0.5, 0.05, 0.95]).tolist()
+    rates = batch / np.concatenate(by_round(ours, "batch"))
     return [
         Row(
             "serving",
             f"{WAYS[way]}: one user, median (5 % to 95 %); {size:,} movies",
-            *np.quantile(single, [0.5]).tolist(),
+            median,
             "ms",
-            *np.quantile(single, [0.05, 0.95]).tolist(),
+            low,
+            high,
             runs=len(single),
             first=median_of(ours, "built") + median_of(ours, "first"),
             peak_mib=peak,
             reference=WAYS["numpy"],
-            reference_value=1e3 * float(np.median(np.concatenate(seconds(reference, "single")))),
-            ratio=ratio_of(seconds(reference, "single"), seconds(ours, "single")),
+            reference_value=1e3 * float(np.median(np.concatenate(by_round(reference, "single")))),
+            ratio=ratio_of(by_round(reference, "single"), by_round(ours, "single")),
         ),
         Row.of(
             "serving",
@@ -213,8 +212,8 @@ def rows_of(
             first=median_of(ours, "first_batch"),
             peak_mib=peak,
             reference=WAYS["numpy"],
-            reference_value=batch / float(np.median(np.concatenate(seconds(reference, "batch")))),
-            ratio=ratio_of(seconds(reference, "batch"), seconds(ours, "batch")),
+            reference_value=batch / float(np.median(np.concatenate(by_round(reference, "batch")))),
+            ratio=ratio_of(by_round(reference, "batch"), by_round(ours, "batch")),
         ),
     ]
 

@@ -332,8 +332,9 @@ def sample_negatives(
     num_rows = len(histories.offsets) - 1
     rows = np.arange(num_rows) if users is None else _rows(users, num_rows)
     weights = _integer_weights(histories.items, num_movies, alpha, num_rows)
+    ends = np.cumsum(weights)  # movie m spans [ends[m - 2], ends[m - 1])
     rng = np.random.default_rng(seed)
-    negatives = _draw(rng, weights, (len(rows), count))
+    negatives = _draw(rng, ends, (len(rows), count))
 
     # a few users at a time, so that the table of who has watched what stays small
     width = num_movies + 1
@@ -356,7 +357,7 @@ def sample_negatives(
         lines = (rows[chosen] - first) * width  # where each row's user begins in the table
         hits = np.flatnonzero(table[lines[:, None] + drawn])
         for _ in range(_TRIES):
-            drawn.flat[hits] = again = _draw(rng, weights, len(hits))
+            drawn.flat[hits] = again = _draw(rng, ends, len(hits))
             hits = hits[table[lines[hits // max(count, 1)] + again]]
         if len(hits):
             drawn.flat[hits] = _draw_unwatched(rng, weights, histories, rows[chosen[hits // count]])
@@ -371,11 +372,10 @@ _TABLE_CELLS = 2**22
 _TRIES = 8
 
 
-def _draw(rng: np.random.Generator, weights: Integers, size: int | tuple[int, int]) -> Ids:
-    """Movies by weight (integers of at least 1), int32 of the given size."""
-    ends = np.cumsum(weights)  # movie m spans [ends[m - 2], ends[m - 1])
-    if ends[-1] == len(weights):  # every movie is one wide
-        return rng.integers(1, len(weights) + 1, size=size, dtype=np.int32)
+def _draw(rng: np.random.Generator, ends: Integers, size: int | tuple[int, int]) -> Ids:
+    """Movies by weight, whose running sum is `ends`; int32 of the given size."""
+    if ends[-1] == len(ends):  # every movie is one wide
+        return rng.integers(1, len(ends) + 1, size=size, dtype=np.int32)
     points = rng.integers(0, ends[-1], size=size)
     return np.asarray(np.searchsorted(ends, points, side="right") + 1, np.int32)
 
