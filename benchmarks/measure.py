@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rectutor.results import _write_text
+from rectutor.environment import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -267,7 +267,7 @@ def _status(field: str) -> float | None:
 
 def store(stored: Mapping[str, Any], file: Path) -> Path:
     """Write a file that `newest` finds, in one step."""
-    return _write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", file)
+    return write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", file)
 
 
 def newest(

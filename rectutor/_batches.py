@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rectutor._environment import silent_stderr
+from rectutor.environment import silent_stderr
 
 
 @dataclass

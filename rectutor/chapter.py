@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from rectutor import results
-from rectutor._environment import in_notebook, silent_stderr
+from rectutor.environment import in_notebook, silent_stderr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from rectutor import _batches, _cache, _sources, _synthetic
-from rectutor._environment import asks_for, in_notebook
 from rectutor._tables import Tables, release_year
+from rectutor.environment import in_notebook, is_on
 
 __all__ = [
     "Dataset",
@@ -189,7 +189,7 @@ def load_movielens(name: str = "100k", source: str = "auto") -> Dataset:
             logger.log(level, "%s: %s", each, error)
             reasons.append(f"{each}: {error}")
     report = f"MovieLens {name} could not be loaded. " + ". ".join(reasons)
-    if source != "auto" or asks_for("RECTUTOR_STRICT"):
+    if source != "auto" or is_on("RECTUTOR_STRICT"):
         raise RuntimeError(report)
     _warn_of_synthetic(name, report)
     return _as_dataset(name, "synthetic", _synthetic.generate(*_SIZES[name], seed=0))

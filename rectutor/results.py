@@ -7,10 +7,11 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from rectutor.environment import write_text
 
 #: Version of the layout below; a file of another version is refused.
 SCHEMA = 1
@@ -158,24 +159,7 @@ def write(record: Mapping[str, Any], path: Path) -> Path:
         OSError: the folder cannot be written; an older file stays as it was.
     """
     text = json.dumps(check(record, str(path.name)), indent=2, sort_keys=False, ensure_ascii=False)
-    return _write_text(text + "\n", path)
-
-
-def _write_text(text: str, path: Path) -> Path:
-    """Write a text file in one step, and make its folder when missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    return write_text(text + "\n", path)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from rectutor._environment import in_notebook
+from rectutor.environment import in_notebook
 
 if TYPE_CHECKING:
     from rectutor.evaluation import Recommender

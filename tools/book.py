@@ -25,8 +25,7 @@ import jupytext
 import nbformat
 import yaml
 
-from rectutor._environment import asks_for
-from rectutor.results import _write_text
+from rectutor.environment import is_on, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -86,7 +85,7 @@ def read_source(name: str) -> nbformat.NotebookNode:
 def write_notebook(notebook: nbformat.NotebookNode, name: str) -> None:
     """Write the pair in one step."""
     nbformat.validate(notebook)
-    _write_text(nbformat.writes(notebook) + "\n", NOTEBOOKS / f"{name}.ipynb")
+    write_text(nbformat.writes(notebook) + "\n", NOTEBOOKS / f"{name}.ipynb")
 
 
 def digest(name: str) -> str:
@@ -210,7 +209,7 @@ def refuse_synthetic() -> None:
 
 def render() -> None:
     """Render the book; any warning is an error."""
-    if asks_for("RECTUTOR_STRICT"):
+    if is_on("RECTUTOR_STRICT"):
         refuse_synthetic()
     program = Path(sys.executable).with_name("jupyter-book")
     command = [str(program), "build", "-W", "--keep-going", str(ROOT)]

@@ -1,0 +1,77 @@
+"""What the code runs in: a notebook or not, its error stream, its variables, its files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_ON = ("1", "true", "yes", "on")
+_OFF = ("", "0", "false", "no", "off")
+
+
+def in_notebook() -> bool:
+    """Whether the code runs in a Jupyter kernel (and not in a script or a plain shell)."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def is_on(variable: str) -> bool:
+    """Whether an environment variable such as `RECTUTOR_STRICT` is switched on.
+
+    `1`, `true`, `yes` and `on` switch it on, in any case; `0`, `false`, `no`, `off`, nothing and
+    an unset variable leave it off.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    text = os.environ.get(variable, "").strip().lower()
+    if text in _ON:
+        return True
+    if text in _OFF:
+        return False
+    raise ValueError(
+        f"{variable} is {os.environ[variable]!r}, which is neither on nor off; set it to 1 or 0, "
+        "or unset it"
+    )
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Send what is written to file descriptor 2 nowhere, for a while."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # a process without one
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a device, not a path)
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def write_text(text: str, path: Path) -> Path:
+    """Write a text file in one step, the old file or the new one, and make its folder.
+
+    Raises:
+        OSError: the folder cannot be written; an older file stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
