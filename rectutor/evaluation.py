@@ -505,11 +505,11 @@ def win_rate(
     return float(np.mean(np.concatenate(rates)))
 
 
-def compare(results: Mapping[str, Evaluation] | Sequence[Evaluation]) -> Comparison:
+def compare(results: Mapping[str, Evaluation] | Sequence[Evaluation] | Evaluation) -> Comparison:
     """Put several evaluations in one table.
 
     Args:
-        results: the evaluations, as a list (each with its own name) or by the name to show.
+        results: the evaluations, as a list (each with its own name) or by the name to show; or one.
 
     Returns:
         The `Comparison`; `better` answers whether one is better than another.

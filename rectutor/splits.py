@@ -1,7 +1,7 @@
 """Three ways to split interactions into what a model may know and what it is tested on.
 
 Every function works on whole arrays, keeps the rows of each part in the order (and with the
-index labels) they have in `ratings`, and puts every row in exactly one part.
+index labels) they have in the ratings, and puts every row in exactly one part.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Split:
     order: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for limit in ("num_users", "num_movies"):
-            checks.integer(getattr(self, limit), f"Split: {limit}", 0)
+        checks.integer(self.num_users, "Split: num_users", 0)
+        checks.integer(self.num_movies, "Split: num_movies", 0)
         for part in PARTS:
             frame = checks.frame(getattr(self, part), f"Split({part}=...)")
             for column, limit in (("user_id", self.num_users), ("movie_id", self.num_movies)):
@@ -142,13 +142,14 @@ def _world(
     num_movies: int | None,
 ) -> _World:
     """What `data` holds; the sizes given go before those it has, and these before its ids."""
-    titles = getattr(data, "titles", None)
+    sizes: tuple[int | None, int | None] = (None, None)
+    titles = None
     if isinstance(data, pd.DataFrame):
-        ratings, sizes, titles = data, (None, None), None
+        ratings = data
     else:
         found = data.train if isinstance(data, Split) else getattr(data, "ratings", data)
         ratings = checks.frame(found, place)
-        sizes = (data.num_users, data.num_movies)
+        sizes, titles = (data.num_users, data.num_movies), data.titles
     if len(ratings) == 0:
         raise ValueError(f"{place} got a frame without rows; give at least one interaction")
     users = checks.ids(ratings, "user_id", place)
