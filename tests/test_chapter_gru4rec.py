@@ -10,7 +10,7 @@ from rectutor import PADDING_ID
 from rectutor.baselines import Popularity
 from rectutor.data import synthetic, synthetic_oracle
 from rectutor.evaluation import evaluate, queries_for, recommend
-from rectutor.sequences import histories, last_window, training_windows
+from rectutor.sequences import histories, last_window, sliding_windows, training_windows
 from rectutor.splits import leave_one_out
 
 CHAPTER = definitions("gru4rec")
@@ -46,7 +46,7 @@ def states(model, ids):
 
 @pytest.fixture(scope="module")
 def small_split():
-    return leave_one_out(synthetic(40, NUM_MOVIES, 500, seed=3).ratings)
+    return leave_one_out(synthetic(40, NUM_MOVIES, 500, seed=3))
 
 
 class TestMadeRight:
@@ -70,7 +70,7 @@ class TestMadeRight:
 
     def test_left_and_right_padding_give_the_same_scores(self, small_split):
         model = made_right()
-        found = histories(small_split.train)
+        found = small_split.histories(before="validation")
         left, right = (last_window(found, 20, padding) for padding in ("before", "after"))
         assert (left != right).any()
         np.testing.assert_allclose(model.score(left), model.score(right), atol=1e-5)
@@ -122,9 +122,9 @@ class TestMadeRight:
         found = recommend(CHAPTER.recommender_of(model, 6, "before"), queries, k=5)
         for row, ids in enumerate(found):
             real = ids[ids != PADDING_ID]  # fills the list of a user with fewer than 5 left
-            unseen = NUM_MOVIES - len(np.unique(queries.histories[row]))
+            unseen = NUM_MOVIES - len(np.unique(queries.history(row)))
             assert len(real) == min(5, unseen)
-            assert not np.isin(real, queries.histories[row]).any()
+            assert not np.isin(real, queries.history(row)).any()
 
     def test_what_is_saved_recommends_the_same(self, small_split, tmp_path):
         model = made_right()
@@ -179,8 +179,6 @@ class TestDocumented:
 
 
 def test_the_row_by_row_windows_are_those_of_the_arrays():
-    from rectutor.sequences import sliding_windows
-
     ratings = synthetic(30, 20, 300, seed=0).ratings
     rows, targets = CHAPTER.windows_row_by_row(ratings, 4)
     contexts, labels = sliding_windows(histories(ratings), 4, min_length=2)
@@ -188,20 +186,20 @@ def test_the_row_by_row_windows_are_those_of_the_arrays():
     assert targets == labels.tolist()
 
 
+@pytest.mark.training
 def test_the_order_of_a_known_world_is_recovered():
     """On data with a Markov order the model gets near the law it was drawn from."""
     users, movies = 800, 100
     data = synthetic(users, movies, 32_000, seed=5)
-    split = leave_one_out(data.ratings)
+    split = leave_one_out(data)
     laws = synthetic_oracle(users, movies, seed=5)
 
     def oracle(queries):
         return laws.probabilities(queries.user_ids, queries.last(1)[:, 0])
 
-    inputs, targets = training_windows(histories(split.train), 20)
+    windows = training_windows(split.histories(before="validation"), 20)
     model = CHAPTER.GRU4Rec(movies, width=32, units=64, dropout=0.1, ahead=1)
-    model.compile(optimizer=keras.optimizers.Adam(0.01))
-    model.fit(inputs, targets, batch_size=64, epochs=12, verbose=0)
+    CHAPTER.train(model, *windows, rate=0.01, batch=64, epochs=15)
     best = evaluate(oracle, split).hit_rate
     popularity = evaluate(Popularity().fit(split), split).hit_rate
     found = evaluate(CHAPTER.recommender_of(model, 20, "before"), split).hit_rate
