@@ -30,15 +30,9 @@ import subprocess
 import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
-if (
-    "ipykernel" in sys.modules
-    and importlib.util.find_spec("rectutor") is None
-):
+if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     package = "rectutor @ git+https://github.com/rectutor/rectutor@main"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", package],
-        check=True,
-    )
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
 import math
@@ -55,12 +49,7 @@ from keras import ops
 from rectutor import PADDING_ID, chapter
 from rectutor.baselines import EASE, Mixture, standard_baselines
 from rectutor.evaluation import compare, evaluate, queries_for, recommend
-from rectutor.sequences import (
-    Histories,
-    histories,
-    sliding_windows,
-    training_windows,
-)
+from rectutor.sequences import Histories, histories, sliding_windows, training_windows
 from rectutor.splits import leave_one_out
 from rectutor.training import BestByNDCG, EpochLog
 
@@ -97,9 +86,7 @@ SETTINGS = dict(
 settings = run.settings(**SETTINGS)
 
 # %%
-data = run.load_data(
-    settings.data, needs=("timestamps",), min_users=20, min_movies=20
-)
+data = run.load_data(settings.data, needs=("timestamps",), min_users=20, min_movies=20)
 split = leave_one_out(data)
 print(split)
 
@@ -118,11 +105,7 @@ print(split)
 # out. Where a table has no ratings, all interactions stay.
 
 # %%
-liked = (
-    data.ratings[data.ratings["rating"] >= 2]
-    if data.has_ratings
-    else data.ratings
-)
+liked = data.ratings[data.ratings["rating"] >= 2] if data.has_ratings else data.ratings
 liked_histories = histories(liked, num_users=data.num_users)
 contexts, labels, owners = sliding_windows(
     liked_histories, settings.context, min_length=3, return_users=True
@@ -152,15 +135,10 @@ def windows_row_by_row(ratings, length):
     """The documented windows in plain Python: two lists, one entry a position."""
     watched = {}
     for row in ratings.to_dict("records"):
-        watched.setdefault(row["user_id"], []).append(
-            (row["timestamp"], row["movie_id"])
-        )
+        watched.setdefault(row["user_id"], []).append((row["timestamp"], row["movie_id"]))
     rows, targets = [], []
     for user in sorted(watched):
-        movies = [
-            int(movie)
-            for _, movie in sorted(watched[user], key=lambda pair: pair[0])
-        ]
+        movies = [int(movie) for _, movie in sorted(watched[user], key=lambda pair: pair[0])]
         for place in range(1, len(movies)):
             row = movies[max(0, place - length) : place]
             while len(row) < length:
@@ -175,22 +153,13 @@ start = time.perf_counter()
 by_row = windows_row_by_row(sample, settings.context)
 seconds_by_row = time.perf_counter() - start
 start = time.perf_counter()
-as_arrays = sliding_windows(
-    histories(sample), settings.context, min_length=2
-)
+as_arrays = sliding_windows(histories(sample), settings.context, min_length=2)
 seconds_as_arrays = time.perf_counter() - start
 
-assert all(
-    np.array_equal(loop, array)
-    for loop, array in zip(by_row, as_arrays, strict=True)
-)
+assert all(np.array_equal(loop, array) for loop, array in zip(by_row, as_arrays, strict=True))
 run.fact("c17_times_faster", round(seconds_by_row / seconds_as_arrays, 1))
-print(
-    f"row by row {seconds_by_row:.2f} s, arrays {seconds_as_arrays:.3f} s"
-)
-print(
-    f"{seconds_by_row / seconds_as_arrays:.0f} times faster, and the same windows"
-)
+print(f"row by row {seconds_by_row:.2f} s, arrays {seconds_as_arrays:.3f} s")
+print(f"{seconds_by_row / seconds_as_arrays:.0f} times faster, and the same windows")
 
 # %% [markdown]
 # Then all windows are shuffled; the first nine tenths train, the rest validates.
@@ -198,9 +167,7 @@ print(
 # %%
 order = np.random.default_rng(run.seed).permutation(len(labels))
 train_rows, validation_rows = np.split(order, [int(0.9 * len(order))])
-print(
-    f"{len(train_rows):,} windows to train, {len(validation_rows):,} to validate"
-)
+print(f"{len(train_rows):,} windows to train, {len(validation_rows):,} to validate")
 
 # %% [markdown]
 # ### The model
@@ -240,18 +207,12 @@ class InBatchGRU4Rec(keras.Model):
         self.built = True
 
     def call(self, windows):
-        return self.gru(
-            self.history_movies(windows)
-        )  # (B, length) -> (B, d)
+        return self.gru(self.history_movies(windows))  # (B, length) -> (B, d)
 
     def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
         candidates = self.movies(y)  # (B, d)
-        scores = ops.matmul(
-            y_pred, ops.transpose(candidates)
-        )  # (B, B), own label on the diagonal
-        return ops.mean(
-            ops.logsumexp(scores, axis=1) - ops.diagonal(scores)
-        )
+        scores = ops.matmul(y_pred, ops.transpose(candidates))  # (B, B), own label on the diagonal
+        return ops.mean(ops.logsumexp(scores, axis=1) - ops.diagonal(scores))
 
     def score(self, windows):
         """Affinity of `(B, length)` windows and every id of the table: `(B, num_movies + 1)`."""
@@ -299,8 +260,7 @@ def train_as_documented(
         num_movies: highest movie id.
         contexts: `(n, length)` windows, in the order of training.
         labels: `(n,)` the movie after each.
-        width, rate, batch, epochs: of the recipe.
-        seed: of the first weights.
+        width, rate, batch, epochs, seed: of the recipe.
         validation: `(contexts, labels)` to compute a loss on, or None.
         validation_batch: rows a batch of that.
         callbacks: for `fit`.
@@ -367,9 +327,7 @@ run.fact("documented_val_loss", losses["val_loss"][-1])
 def chance(rows, batch):
     """The in-batch loss of a model that knows nothing: ln B, averaged over the rows."""
     full, rest = divmod(rows, batch)
-    return (
-        full * batch * math.log(batch) + rest * math.log(max(rest, 1))
-    ) / rows
+    return (full * batch * math.log(batch) + rest * math.log(max(rest, 1))) / rows
 
 
 # %% tags=["nbval-check-output"]
@@ -383,22 +341,9 @@ chances = {
 }
 fig, ax = plt.subplots()
 epochs = np.arange(1, len(losses["loss"]) + 1)
-for color, (name, key) in enumerate(
-    [("training", "loss"), ("validation", "val_loss")]
-):
-    ax.plot(
-        epochs,
-        losses[key],
-        marker="o",
-        color=f"C{color}",
-        label=f"{name} loss",
-    )
-    ax.axhline(
-        chances[name],
-        ls="--",
-        color=f"C{color}",
-        label=f"chance, {name} batches",
-    )
+for color, (name, key) in enumerate([("training", "loss"), ("validation", "val_loss")]):
+    ax.plot(epochs, losses[key], marker="o", color=f"C{color}", label=f"{name} loss")
+    ax.axhline(chances[name], ls="--", color=f"C{color}", label=f"chance, {name} batches")
 ax.set(xlabel="epoch", ylabel="in-batch loss (nats)", xticks=epochs)
 ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 run.show(fig, "in-batch-loss")
@@ -409,31 +354,15 @@ run.show(fig, "in-batch-loss")
 # varies.
 
 # %%
-sizes = [
-    settings.validation_batch // 4,
-    settings.validation_batch,
-    settings.documented_batch,
-]
+sizes = [settings.validation_batch // 4, settings.validation_batch, settings.documented_batch]
 by_size = []
 for size in sizes:
     loss = documented.evaluate(*validation, batch_size=size, verbose=0)
     level = chance(len(validation_rows), size)
-    by_size.append(
-        {
-            "batch": size,
-            "loss": loss,
-            "chance": level,
-            "below chance": level - loss,
-        }
-    )
+    by_size.append({"batch": size, "loss": loss, "chance": level, "below chance": level - loss})
 by_size = pd.DataFrame(by_size)
-run.fact(
-    "c10_loss_gap_of_batch_sizes",
-    by_size["loss"].iloc[-1] - by_size["loss"].iloc[1],
-)
-run.show_table(
-    by_size, caption="The same weights and rows, batches of different size"
-)
+run.fact("c10_loss_gap_of_batch_sizes", by_size["loss"].iloc[-1] - by_size["loss"].iloc[1])
+run.show_table(by_size, caption="The same weights and rows, batches of different size")
 
 # %% [markdown]
 # The loss moves with the batch and the distance from chance hardly does: that last column is what can be
@@ -449,22 +378,14 @@ queries = queries_for(split)
 chosen = int(np.argsort(queries.lengths, kind="stable")[len(queries) // 2])
 reader = queries_for(split, user_ids=[int(queries.user_ids[chosen])])
 watched = reader.history(0)
-from_documented = recommender_of(
-    documented, settings.context, padding="after"
-)
+from_documented = recommender_of(documented, settings.context, padding="after")
 ten = np.argsort(-from_documented(reader)[0], kind="stable")[:10]
 print("watched last:")
 for movie in watched[-settings.context :]:
     print(f"    {data.titles[movie]}")
 print("recommended:")
 for movie in ten:
-    note = (
-        "  <- not a movie"
-        if movie == PADDING_ID
-        else "  <- seen"
-        if movie in watched
-        else ""
-    )
+    note = "  <- not a movie" if movie == PADDING_ID else "  <- seen" if movie in watched else ""
     print(f"    {data.titles[movie]}{note}")
 
 # %% [markdown]
@@ -488,25 +409,15 @@ def wasted_places(recommender, queries, k=10):
         for row, ids in enumerate(best):
             seen.append(np.isin(ids, batch.history(row)).sum())
             padding.append(PADDING_ID in ids)
-    return (
-        float(np.mean(seen)),
-        float(np.mean(padding)),
-        float(np.mean(below)),
-    )
+    return float(np.mean(seen)), float(np.mean(padding)), float(np.mean(below))
 
 
-seen_of_ten, padded_lists, below_padding = wasted_places(
-    from_documented, queries
-)
+seen_of_ten, padded_lists, below_padding = wasted_places(from_documented, queries)
 run.fact("c6_seen_of_ten", seen_of_ten)
 run.fact("c6_lists_with_padding", padded_lists)
 run.fact("c6_movies_ranked_below_padding", below_padding)
-print(
-    f"of ten recommendations {seen_of_ten:.1f} were seen already, on average"
-)
-print(
-    f"the padding id is ranked above {below_padding:.0%} of the movies, on average,"
-)
+print(f"of ten recommendations {seen_of_ten:.1f} were seen already, on average")
+print(f"the padding id is ranked above {below_padding:.0%} of the movies, on average,")
 print(f"and is among the ten for {padded_lists:.1%} of the users")
 
 # %% [markdown]
@@ -533,17 +444,11 @@ rows = train_rows[labels[train_rows] == test_of[owners[train_rows]]]
 as_label[owners[rows]] = True
 run.fact("c8_leaked_test_targets", as_label.sum() / len(split.test))
 
-latest_trained = np.zeros(
-    data.num_users + 1, int
-)  # a user's windows are in order of time
+latest_trained = np.zeros(data.num_users + 1, int)  # a user's windows are in order of time
 np.maximum.at(latest_trained, owners[train_rows], train_rows)
-from_the_future = np.mean(
-    latest_trained[owners[validation_rows]] > validation_rows
-)
+from_the_future = np.mean(latest_trained[owners[validation_rows]] > validation_rows)
 run.fact("c8_windows_validated_on_the_past", from_the_future)
-print(
-    f"{as_label.sum():,} of {len(split.test):,} test targets are the label of a training window"
-)
+print(f"{as_label.sum():,} of {len(split.test):,} test targets are the label of a training window")
 print(
     f"for {from_the_future:.1%} of the validation windows, later movies of the user are trained on"
 )
@@ -553,11 +458,7 @@ print(
 # rating is low). The same recipe again, on windows of the training part alone:
 
 # %%
-train_ratings = (
-    split.train[split.train["rating"] >= 2]
-    if data.has_ratings
-    else split.train
-)
+train_ratings = split.train[split.train["rating"] >= 2] if data.has_ratings else split.train
 fair_contexts, fair_labels = sliding_windows(
     histories(train_ratings, num_users=data.num_users), settings.context
 )
@@ -571,9 +472,7 @@ without_leak, _ = train_as_documented(
     callbacks=[EpochLog()],
 )
 without_leak_seconds = time.perf_counter() - start
-from_without_leak = recommender_of(
-    without_leak, settings.context, padding="after"
-)
+from_without_leak = recommender_of(without_leak, settings.context, padding="after")
 
 # %%
 results = {
@@ -581,14 +480,8 @@ results = {
     "GRU4Rec as documented, no leak": evaluate(from_without_leak, split),
 }
 leak = compare(results)
-run.fact(
-    "c8_hit_rate_with_leak",
-    results["GRU4Rec as documented (leak)"].hit_rate,
-)
-run.fact(
-    "c8_hit_rate_without_leak",
-    results["GRU4Rec as documented, no leak"].hit_rate,
-)
+run.fact("c8_hit_rate_with_leak", results["GRU4Rec as documented (leak)"].hit_rate)
+run.fact("c8_hit_rate_without_leak", results["GRU4Rec as documented, no leak"].hit_rate)
 run.show_table(leak)
 print(leak.better(*results, metric="hit_rate"))
 
@@ -615,17 +508,10 @@ kept = {}
 for zeros in (1, 3, settings.context - 3):
     padded = np.pad(three, ((0, 0), (0, zeros)))
     best = np.argsort(-without_leak.score(padded)[:, 1:], axis=1)[:, :10]
-    kept[zeros] = np.mean(
-        [
-            len(np.intersect1d(a, b))
-            for a, b in zip(alone, best, strict=True)
-        ]
-    )
+    kept[zeros] = np.mean([len(np.intersect1d(a, b)) for a, b in zip(alone, best, strict=True)])
 run.fact("c9_of_ten_kept_after_padding", kept[settings.context - 3])
 for zeros, same in kept.items():
-    print(
-        f"{zeros} zeros after the history: {same:.1f} of the ten movies are still the same"
-    )
+    print(f"{zeros} zeros after the history: {same:.1f} of the ten movies are still the same")
 
 # %% [markdown]
 # Nothing about the users changed, and their lists did.
@@ -648,12 +534,8 @@ one_batch = np.bincount(fair_labels[order][: settings.documented_batch])
 batch_size = one_batch.sum()
 hits_a_row = float((one_batch * (one_batch - 1)).sum() / batch_size)
 run.fact("c11_accidental_hits_a_row", hits_a_row)
-print(
-    f"{batch_size:,} labels in the batch, {np.count_nonzero(one_batch):,} different movies"
-)
-print(
-    f"a row has {hits_a_row:.1f} accidental hits among its negatives, on average"
-)
+print(f"{batch_size:,} labels in the batch, {np.count_nonzero(one_batch):,} different movies")
+print(f"a row has {hits_a_row:.1f} accidental hits among its negatives, on average")
 
 # %%
 watched_count = np.bincount(fair_labels, minlength=data.num_movies + 1)
@@ -665,30 +547,15 @@ def corrected(queries):
     return from_without_leak(queries) + log_q
 
 
-results["GRU4Rec as documented, no leak, log-Q"] = evaluate(
-    corrected, split
-)
+results["GRU4Rec as documented, no leak, log-Q"] = evaluate(corrected, split)
 rows = []
-for name in [
-    "GRU4Rec as documented, no leak",
-    "GRU4Rec as documented, no leak, log-Q",
-]:
+for name in ["GRU4Rec as documented, no leak", "GRU4Rec as documented, no leak, log-Q"]:
     found = results[name]
     typical = float(np.median(watched_count[found.recommendations]))
-    rows.append(
-        {
-            "": name,
-            "HR@10": found.hit_rate,
-            "NDCG@10": found.ndcg,
-            "watched by": typical,
-        }
-    )
+    rows.append({"": name, "HR@10": found.hit_rate, "NDCG@10": found.ndcg, "watched by": typical})
 run.fact("c11_ndcg_without_log_q", rows[0]["NDCG@10"])
 run.fact("c11_ndcg_with_log_q", rows[1]["NDCG@10"])
-run.show_table(
-    pd.DataFrame(rows),
-    caption="'watched by': of the recommended movies, the median",
-)
+run.show_table(pd.DataFrame(rows), caption="'watched by': of the recommended movies, the median")
 
 # %% [markdown]
 # No weight was changed between the two rows. The correction moves the recommendations towards movies that more
@@ -704,13 +571,9 @@ run.show_table(
 # ask for the next movie at every position. Padding goes before the movies.
 
 # %%
-inputs, targets = training_windows(
-    split.histories(before="validation"), settings.length
-)
+inputs, targets = training_windows(split.histories(before="validation"), settings.length)
 real = inputs != PADDING_ID
-print(
-    f"inputs {inputs.shape}, targets {targets.shape}, {real.mean():.0%} of the positions real"
-)
+print(f"inputs {inputs.shape}, targets {targets.shape}, {real.mean():.0%} of the positions real")
 
 # %% [markdown]
 # The toy user again, in windows of two:
@@ -752,30 +615,15 @@ class GRU4Rec(keras.Model):
         decay: weight of a target relative to the one before it.
     """
 
-    def __init__(
-        self,
-        num_movies,
-        width=64,
-        units=128,
-        dropout=0.4,
-        ahead=5,
-        decay=0.6,
-        **kwargs,
-    ):
+    def __init__(self, num_movies, width=64, units=128, dropout=0.4, ahead=5, decay=0.6, **kwargs):
         super().__init__(**kwargs)
-        self.config = {
-            "num_movies": num_movies,
-            "width": width,
-            "units": units,
-        }
+        self.config = {"num_movies": num_movies, "width": width, "units": units}
         self.config |= {"dropout": dropout, "ahead": ahead, "decay": decay}
         self.movies = keras.layers.Embedding(num_movies + 1, width)
         self.dropout = keras.layers.Dropout(dropout)
         self.gru = keras.layers.GRU(units, return_sequences=True)
         self.project = keras.layers.Dense(width)
-        self.bias = self.add_weight(
-            shape=(num_movies + 1,), initializer="zeros", name="bias"
-        )
+        self.bias = self.add_weight(shape=(num_movies + 1,), initializer="zeros", name="bias")
 
     def build(self, input_shape):
         width, units = self.config["width"], self.config["units"]
@@ -786,47 +634,27 @@ class GRU4Rec(keras.Model):
 
     def call(self, windows, training=False):
         mask = ops.not_equal(windows, PADDING_ID)  # (B, L)
-        x = self.dropout(
-            self.movies(windows), training=training
-        )  # (B, L, d)
-        return self.project(
-            self.gru(x, mask=mask, training=training)
-        )  # (B, L, d)
+        x = self.dropout(self.movies(windows), training=training)  # (B, L, d)
+        return self.project(self.gru(x, mask=mask, training=training))  # (B, L, d)
 
     def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
         table, length = self.movies.embeddings, y.shape[1]
-        logits = (
-            ops.matmul(y_pred, ops.transpose(table)) + self.bias
-        )  # (B, L, num_movies + 1)
+        logits = ops.matmul(y_pred, ops.transpose(table)) + self.bias  # (B, L, num_movies + 1)
         # own[b, t, s]: the logit at position t of the target of position s
-        own = ops.matmul(
-            y_pred, ops.transpose(ops.take(table, y, axis=0), (0, 2, 1))
-        )
+        own = ops.matmul(y_pred, ops.transpose(ops.take(table, y, axis=0), (0, 2, 1)))
         own = own + ops.take(self.bias, y, axis=0)[:, None, :]  # (B, L, L)
-        steps = (
-            ops.arange(length)[None, :] - ops.arange(length)[:, None]
-        )  # (L, L), s - t
-        weights = ops.power(
-            self.config["decay"], ops.cast(ops.maximum(steps, 0), "float32")
-        )
-        weights = ops.where(
-            (steps >= 0) & (steps < self.config["ahead"]), weights, 0.0
-        )
+        steps = ops.arange(length)[None, :] - ops.arange(length)[:, None]  # (L, L), s - t
+        weights = ops.power(self.config["decay"], ops.cast(ops.maximum(steps, 0), "float32"))
+        weights = ops.where((steps >= 0) & (steps < self.config["ahead"]), weights, 0.0)
         real = ops.cast(ops.not_equal(y, PADDING_ID), "float32")  # (B, L)
         weights = weights[None] * real[:, None, :]  # (B, L, L)
-        weights = weights / ops.maximum(
-            ops.sum(weights, axis=-1, keepdims=True), 1e-9
-        )
-        loss = ops.logsumexp(logits, axis=-1) - ops.sum(
-            weights * own, axis=-1
-        )  # (B, L)
+        weights = weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-9)
+        loss = ops.logsumexp(logits, axis=-1) - ops.sum(weights * own, axis=-1)  # (B, L)
         return ops.sum(loss * real) / ops.maximum(ops.sum(real), 1.0)
 
     def score(self, windows):
         """Log-odds of the next movie after `(B, L)` windows: `(B, num_movies + 1)`."""
-        state = self.predict(windows, batch_size=256, verbose=0)[
-            :, -1
-        ]  # (B, d)
+        state = self.predict(windows, batch_size=256, verbose=0)[:, -1]  # (B, d)
         table = ops.convert_to_numpy(self.movies.embeddings)
         return state @ table.T + ops.convert_to_numpy(self.bias)
 
@@ -851,15 +679,9 @@ def step_operations(positions, length, num_movies, width, units):
 
 
 # %% tags=["nbval-check-output"]
-share = step_operations(1, 50, 1682, 64, 128) - step_operations(
-    1, 50, 0, 64, 128
-)
-print(
-    f"{step_operations(64 * 50, 50, 1682, 64, 128) / 1e9:.2f} billion operations a step"
-)
-print(
-    f"{share / step_operations(1, 50, 1682, 64, 128):.0%} of them for scoring the catalogue"
-)
+share = step_operations(1, 50, 1682, 64, 128) - step_operations(1, 50, 0, 64, 128)
+print(f"{step_operations(64 * 50, 50, 1682, 64, 128) / 1e9:.2f} billion operations a step")
+print(f"{share / step_operations(1, 50, 1682, 64, 128):.0%} of them for scoring the catalogue")
 
 # %% [markdown]
 # That is for MovieLens 100K and the `quick` settings; the softmax over the catalogue that replaces the sampled one is
@@ -875,9 +697,7 @@ print(
 def train(model, inputs, targets, *, rate, batch, epochs, callbacks=()):
     """Fit a `GRU4Rec` to `(n, L)` windows with a rate that falls along a cosine."""
     steps = math.ceil(len(inputs) / batch) * epochs
-    falling = keras.optimizers.schedules.CosineDecay(
-        rate, steps, alpha=0.02
-    )
+    falling = keras.optimizers.schedules.CosineDecay(rate, steps, alpha=0.02)
     model.compile(optimizer=keras.optimizers.Adam(falling))
     model.fit(
         inputs,
@@ -927,31 +747,17 @@ operations = step_operations(
 )
 run.fact("operations_a_step", operations)
 run.fact("operations_a_second", operations / step_seconds)
-run.fact(
-    "positions_a_second", settings.batch * settings.length / step_seconds
-)
-print(
-    f"{operations / 1e9:.2f} billion operations a step, {step_seconds * 1e3:.0f} ms measured:"
-)
-print(
-    f"{operations / step_seconds / 1e9:.0f} billion operations a second,",
-    end=" ",
-)
-print(
-    f"{settings.batch * settings.length / step_seconds:,.0f} positions a second"
-)
+run.fact("positions_a_second", settings.batch * settings.length / step_seconds)
+print(f"{operations / 1e9:.2f} billion operations a step, {step_seconds * 1e3:.0f} ms measured:")
+print(f"{operations / step_seconds / 1e9:.0f} billion operations a second,", end=" ")
+print(f"{settings.batch * settings.length / step_seconds:,.0f} positions a second")
 print("(the first epoch, in which the step is compiled, is left out)")
 
 # %% mystnb={"image": {"alt": "Validation NDCG at 10 against seconds of training"}}
 curve = pd.DataFrame(best.history)
 fig, ax = plt.subplots()
 ax.plot(curve["seconds"], curve["ndcg"], marker="o")
-ax.axvline(
-    curve["seconds"][best.best_epoch - 1],
-    ls="--",
-    color="C1",
-    label="weights kept",
-)
+ax.axvline(curve["seconds"][best.best_epoch - 1], ls="--", color="C1", label="weights kept")
 ax.set(xlabel="training time (s)", ylabel="NDCG@10 on validation")
 ax.legend()
 run.show(fig, "ndcg-over-time")
@@ -966,12 +772,8 @@ run.show(fig, "ndcg-over-time")
 # %%
 plain = model.score(three)
 for name, margins in {"before": (4, 0), "after": (0, 4)}.items():
-    change = np.abs(
-        model.score(np.pad(three, ((0, 0), margins))) - plain
-    ).max()
-    print(
-        f"four zeros {name} the history change a score by at most {change:.0e}"
-    )
+    change = np.abs(model.score(np.pad(three, ((0, 0), margins))) - plain).max()
+    print(f"four zeros {name} the history change a score by at most {change:.0e}")
     assert change < 1e-3
 
 # %% [markdown]
@@ -1030,9 +832,7 @@ rows = []
 for weight in (0.0, 10.0, 20.0, 40.0, 80.0):
     sum_of_both = Mixture(from_model, ease, weight)
     found = evaluate(sum_of_both, split, on="validation", num_resamples=1)
-    rows.append(
-        {"weight": weight, "HR@10": found.hit_rate, "NDCG@10": found.ndcg}
-    )
+    rows.append({"weight": weight, "HR@10": found.hit_rate, "NDCG@10": found.ndcg})
 rows = pd.DataFrame(rows)
 ease_weight = float(rows.loc[rows["NDCG@10"].idxmax(), "weight"])
 run.show_table(rows, caption="GRU4Rec plus weighted EASE, on validation")
@@ -1048,9 +848,7 @@ print(f"weight {ease_weight:.0f} is best")
 # %%
 newest_ease = EASE(1000.0, tau=3.0).fit(split, include_validation=True)
 results["GRU4Rec made right"] = evaluate(from_final, split)
-results["GRU4Rec + EASE"] = evaluate(
-    Mixture(from_final, newest_ease, ease_weight), split
-)
+results["GRU4Rec + EASE"] = evaluate(Mixture(from_final, newest_ease, ease_weight), split)
 for name, baseline in standard_baselines(split).items():
     results[name] = run.test(name, baseline, split, recipe="baseline")
 comparison = compare(results)
@@ -1059,11 +857,7 @@ run.show_table(comparison)
 # %%
 for name in ["popularity", "EASE", "item kNN, recency", "EASE, recency"]:
     print(comparison.better("GRU4Rec made right", name))
-print(
-    comparison.better(
-        "GRU4Rec made right", "GRU4Rec as documented, no leak"
-    )
-)
+print(comparison.better("GRU4Rec made right", "GRU4Rec as documented, no leak"))
 print(comparison.better("GRU4Rec + EASE", "EASE, recency"))
 
 # %% mystnb={"image": {"alt": "NDCG at 10 of every model and baseline, with 95 percent intervals"}}
@@ -1074,15 +868,10 @@ for place, (name, result) in enumerate(shown):
     color = "C2" if "documented" in name else "C0"
     if name in ("GRU4Rec made right", "GRU4Rec + EASE"):
         color = "C1"
-    ax.plot(
-        [ndcg.low, ndcg.high], [place, place], color=color, lw=3, alpha=0.5
-    )
+    ax.plot([ndcg.low, ndcg.high], [place, place], color=color, lw=3, alpha=0.5)
     ax.plot(ndcg.value, place, marker="o", color=color)
 ax.set(yticks=range(len(shown)), yticklabels=[name for name, _ in shown])
-ax.set(
-    xlabel="NDCG@10 on the test interactions, with 95 % interval",
-    xlim=(0, None),
-)
+ax.set(xlabel="NDCG@10 on the test interactions, with 95 % interval", xlim=(0, None))
 run.show(fig, "comparison")
 
 # %% [markdown]
@@ -1090,20 +879,12 @@ run.show(fig, "comparison")
 # in time is worth shows in the gap between plain EASE and everything that looks at the latest movies first.
 
 # %%
-with_leak, no_leak = (
-    "GRU4Rec as documented (leak)",
-    "GRU4Rec as documented, no leak",
-)
+with_leak, no_leak = "GRU4Rec as documented (leak)", "GRU4Rec as documented, no leak"
 trained = [
     ("GRU4Rec as documented", "documented", with_leak, documented_seconds),
     (no_leak, "step", no_leak, without_leak_seconds),
     ("GRU4Rec", "made right", "GRU4Rec made right", model_seconds),
-    (
-        "GRU4Rec + EASE, recency",
-        "made right",
-        "GRU4Rec + EASE",
-        model_seconds,
-    ),
+    ("GRU4Rec + EASE, recency", "made right", "GRU4Rec + EASE", model_seconds),
 ]
 for name, recipe, result, seconds in trained:
     run.record(
@@ -1121,17 +902,13 @@ for name, recipe, result, seconds in trained:
 # them seen, none of them padding.
 
 # %%
-test_movie = int(
-    split.test.set_index("user_id")["movie_id"].loc[int(reader.user_ids[0])]
-)
+test_movie = int(split.test.set_index("user_id")["movie_id"].loc[int(reader.user_ids[0])])
 print("watched last:")
 for movie in watched[-10:]:
     print(f"    {data.titles[movie]}")
 print("recommended:")
 for movie in recommend(from_final, reader)[0]:
-    print(
-        f"    {data.titles[movie]}{'  <- watched next' if movie == test_movie else ''}"
-    )
+    print(f"    {data.titles[movie]}{'  <- watched next' if movie == test_movie else ''}")
 print(f"watched next: {data.titles[test_movie]}")
 
 # %% [markdown]
@@ -1164,16 +941,9 @@ print(f"{len(same):,} users, the same ten movies each")
 # :::
 
 # %%
-popularity = (
-    np.bincount(targets[real], minlength=data.num_movies + 1)[1:]
-    / real.sum()
-)
-entropy = -np.sum(
-    popularity[popularity > 0] * np.log(popularity[popularity > 0])
-)
-print(
-    f"knowing nothing {math.log(data.num_movies):.2f} nats, knowing popularity {entropy:.2f}"
-)
+popularity = np.bincount(targets[real], minlength=data.num_movies + 1)[1:] / real.sum()
+entropy = -np.sum(popularity[popularity > 0] * np.log(popularity[popularity > 0]))
+print(f"knowing nothing {math.log(data.num_movies):.2f} nats, knowing popularity {entropy:.2f}")
 print(f"as if there were {math.exp(entropy):,.0f} equally popular movies")
 
 # %% [markdown]
@@ -1195,16 +965,8 @@ print(f"as if there were {math.exp(entropy):,.0f} equally popular movies")
 # %%
 rows = []
 for length in sorted({1, 3, min(10, settings.length), settings.length}):
-    found = evaluate(
-        recommender_of(model, length, "before"), split, on="validation"
-    )
-    rows.append(
-        {
-            "movies read": length,
-            "HR@10": found.hit_rate,
-            "NDCG@10": found.ndcg,
-        }
-    )
+    found = evaluate(recommender_of(model, length, "before"), split, on="validation")
+    rows.append({"movies read": length, "HR@10": found.hit_rate, "NDCG@10": found.ndcg})
 run.show_table(pd.DataFrame(rows))
 
 # %% [markdown]
@@ -1242,15 +1004,11 @@ def shuffled(model, length, keep, seed):
 rows = []
 for name, recommender in {
     "as it was": from_model,
-    "shuffled but for the latest": shuffled(
-        model, settings.length, 1, run.seed
-    ),
+    "shuffled but for the latest": shuffled(model, settings.length, 1, run.seed),
     "all shuffled": shuffled(model, settings.length, 0, run.seed),
 }.items():
     found = evaluate(recommender, split, on="validation", num_resamples=1)
-    rows.append(
-        {"order": name, "HR@10": found.hit_rate, "NDCG@10": found.ndcg}
-    )
+    rows.append({"order": name, "HR@10": found.hit_rate, "NDCG@10": found.ndcg})
 run.show_table(pd.DataFrame(rows))
 
 # %% [markdown]

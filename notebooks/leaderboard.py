@@ -27,15 +27,9 @@ import subprocess
 import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
-if (
-    "ipykernel" in sys.modules
-    and importlib.util.find_spec("rectutor") is None
-):
+if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     package = "rectutor @ git+https://github.com/rectutor/rectutor@main"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", package],
-        check=True,
-    )
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
 import matplotlib.pyplot as plt
@@ -74,32 +68,10 @@ run.show_table(conditions)
 # schema does not know:
 
 # %% tags=["nbval-check-output"]
-odd = {
-    "model": "Oracle",
-    "recipe": "magic",
-    "protocol": "leave-one-out",
-    "metrics": {"ndcg": 1.0},
-}
-empty = {
-    "schema": results.SCHEMA,
-    "chapter": "toy",
-    "profile": "quick",
-    "seed": 42,
-    "facts": {},
-}
-empty |= {
-    "backend": "jax",
-    "device": "CPU",
-    "versions": {},
-    "models": [odd | {"seconds": 0.0}],
-}
-empty["data"] = {
-    "name": "toy",
-    "source": "here",
-    "num_users": 1,
-    "num_movies": 1,
-    "num_ratings": 1,
-}
+odd = {"model": "Oracle", "recipe": "magic", "protocol": "leave-one-out", "metrics": {"ndcg": 1.0}}
+empty = {"schema": results.SCHEMA, "chapter": "toy", "profile": "quick", "seed": 42, "facts": {}}
+empty |= {"backend": "jax", "device": "CPU", "versions": {}, "models": [odd | {"seconds": 0.0}]}
+empty["data"] = {"name": "toy", "source": "here", "num_users": 1, "num_movies": 1, "num_ratings": 1}
 try:
     results.check(empty, "toy.json")
 except ValueError as error:
@@ -121,29 +93,11 @@ def entries(stored, protocol):
         for entry in record["models"]:
             if entry["protocol"] == protocol:
                 data = record["data"]["name"]
-                rows.append(
-                    {
-                        "chapter": name,
-                        "data": data,
-                        "device": record["device"],
-                        **entry,
-                    }
-                )
+                rows.append({"chapter": name, "data": data, "device": record["device"], **entry})
     frame = pd.DataFrame(
-        rows,
-        columns=[
-            "chapter",
-            "data",
-            "device",
-            "model",
-            "recipe",
-            "metrics",
-            "seconds",
-        ],
+        rows, columns=["chapter", "data", "device", "model", "recipe", "metrics", "seconds"]
     )
-    repeated = (frame["recipe"] == "baseline") & frame.duplicated(
-        ["data", "model", "recipe"]
-    )
+    repeated = (frame["recipe"] == "baseline") & frame.duplicated(["data", "model", "recipe"])
     return frame[~repeated].reset_index(drop=True)
 
 
@@ -153,16 +107,12 @@ def with_interval(metric):
         return ""
     if metric["low"] is None:
         return f"{metric['value']:.3f}"
-    return (
-        f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
-    )
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
 
 
 top = entries(stored, "leave-one-out")
 top["ndcg"] = [metrics["ndcg"]["value"] for metrics in top["metrics"]]
-top = top.sort_values(
-    ["data", "ndcg"], ascending=[True, False], ignore_index=True
-)
+top = top.sort_values(["data", "ndcg"], ascending=[True, False], ignore_index=True)
 table = top[["data", "model", "recipe", "chapter"]].copy()
 for key, title in {
     "hit_rate": "HR@10",
@@ -170,12 +120,8 @@ for key, title in {
     "mrr": "MRR@10",
     "coverage": "coverage@10",
 }.items():
-    table[title] = [
-        with_interval(metrics.get(key)) for metrics in top["metrics"]
-    ]
-table["seconds"] = [
-    f"{s:.0f}" if pd.notna(s) else "" for s in top["seconds"]
-]
+    table[title] = [with_interval(metrics.get(key)) for metrics in top["metrics"]]
+table["seconds"] = [f"{s:.0f}" if pd.notna(s) else "" for s in top["seconds"]]
 run.show_table(table)
 
 # %% [markdown]
@@ -185,41 +131,24 @@ run.show_table(table)
 # %% mystnb={"image": {"alt": "Dot plot of NDCG at 10 with 95 percent intervals, one row a model, best at the top, coloured by whether the model is documented, made right, a step between or a baseline."}}
 shown = top.iloc[::-1].reset_index(drop=True)
 figure, axes = plt.subplots(figsize=(7.0, 0.9 + 0.27 * len(shown)))
-colours = {
-    "documented": "C1",
-    "made right": "C0",
-    "step": "C5",
-    "baseline": "0.35",
-}
+colours = {"documented": "C1", "made right": "C0", "step": "C5", "baseline": "0.35"}
 for recipe, colour in colours.items():
     rows = shown[shown["recipe"] == recipe]
     if rows.empty:
         continue
     ends = [
-        [m["ndcg"][end] or m["ndcg"]["value"] for m in rows["metrics"]]
-        for end in ("low", "high")
+        [m["ndcg"][end] or m["ndcg"]["value"] for m in rows["metrics"]] for end in ("low", "high")
     ]
     spread = [rows["ndcg"] - ends[0], ends[1] - rows["ndcg"]]
     axes.errorbar(
-        rows["ndcg"],
-        rows.index,
-        xerr=spread,
-        fmt="o",
-        color=colour,
-        label=recipe,
-        capsize=2,
+        rows["ndcg"], rows.index, xerr=spread, fmt="o", color=colour, label=recipe, capsize=2
     )
 several = shown["data"].nunique() > 1
 labels = [
-    f"{m} ({d})" if several else m
-    for m, d in zip(shown["model"], shown["data"], strict=True)
+    f"{m} ({d})" if several else m for m, d in zip(shown["model"], shown["data"], strict=True)
 ]
 axes.set_yticks(range(len(shown)), labels)
-axes.set(
-    xlabel="NDCG@10 (higher is better)",
-    ylim=(-0.7, len(shown) - 0.3),
-    xlim=(0, None),
-)
+axes.set(xlabel="NDCG@10 (higher is better)", ylim=(-0.7, len(shown) - 0.3), xlim=(0, None))
 axes.legend(loc="lower right")
 run.show(figure, "ndcg")
 
@@ -233,24 +162,14 @@ run.show(figure, "ndcg")
 # %% tags=["nbval-check-output"]
 PUBLISHED = pd.DataFrame(
     [
-        (
-            "SASRec, binary cross-entropy",
-            0.2500,
-            0.1341,
-            "Klenitskiy and Vasilev, RecSys 2023",
-        ),
+        ("SASRec, binary cross-entropy", 0.2500, 0.1341, "Klenitskiy and Vasilev, RecSys 2023"),
         (
             "SASRec, softmax over the catalogue",
             0.3152,
             0.1821,
             "Klenitskiy and Vasilev, RecSys 2023",
         ),
-        (
-            "SASRec, 3,000 sampled negatives",
-            0.3159,
-            0.1857,
-            "Klenitskiy and Vasilev, RecSys 2023",
-        ),
+        ("SASRec, 3,000 sampled negatives", 0.3159, 0.1857, "Klenitskiy and Vasilev, RecSys 2023"),
         ("gSASRec", 0.3000, None, "Petrov and Macdonald, RecSys 2023"),
         ("eSASRec", 0.3133, 0.1772, "Tikhonovich et al., RecSys 2025"),
         ("HSTU", 0.3097, 0.1720, "Tikhonovich et al., RecSys 2025"),
@@ -266,23 +185,17 @@ print(PUBLISHED.to_string(index=False, na_rep=""))
 # %%
 ours = top[top["data"] == "1m"]
 if ours.empty:
-    print(
-        "no chapter ran on 1m here: RECTUTOR_PROFILE=full (with a GPU) adds our rows"
-    )
+    print("no chapter ran on 1m here: RECTUTOR_PROFILE=full (with a GPU) adds our rows")
 else:
     mine = pd.DataFrame(
         {
             "model": ours["model"],
-            "HR@10": [
-                metrics["hit_rate"]["value"] for metrics in ours["metrics"]
-            ],
+            "HR@10": [metrics["hit_rate"]["value"] for metrics in ours["metrics"]],
             "NDCG@10": ours["ndcg"],
             "source": "this book, " + ours["chapter"],
         }
     )
-    both = pd.concat([PUBLISHED, mine]).sort_values(
-        "NDCG@10", ascending=False, ignore_index=True
-    )
+    both = pd.concat([PUBLISHED, mine]).sort_values("NDCG@10", ascending=False, ignore_index=True)
     run.show_table(both, caption="Full ranking on MovieLens 1M")
 
 # %% [markdown]
@@ -296,16 +209,9 @@ rating = entries(stored, "rating")
 rating["rmse"] = [metrics["rmse"]["value"] for metrics in rating["metrics"]]
 rating = rating.sort_values(["data", "rmse"], ignore_index=True)
 table = rating[["data", "model", "recipe", "chapter"]].copy()
-for key, title in {
-    "rmse": "RMSE (0 to 1)",
-    "rmse_stars": "RMSE (stars)",
-}.items():
-    table[title] = [
-        with_interval(metrics.get(key)) for metrics in rating["metrics"]
-    ]
-table["seconds"] = [
-    f"{s:.0f}" if pd.notna(s) else "" for s in rating["seconds"]
-]
+for key, title in {"rmse": "RMSE (0 to 1)", "rmse_stars": "RMSE (stars)"}.items():
+    table[title] = [with_interval(metrics.get(key)) for metrics in rating["metrics"]]
+table["seconds"] = [f"{s:.0f}" if pd.notna(s) else "" for s in rating["seconds"]]
 run.show_table(table)
 
 # %% [markdown]
