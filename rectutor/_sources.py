@@ -2,6 +2,9 @@
 
 Everything is verified against a pinned sha256 before it is parsed, archives are read member by
 member under a size limit, and nothing is extracted to disk, installed, imported or unpickled.
+What is downloaded is an archive, and `pooch` keeps it: it checks the file at each load, writes a
+new one under a temporary name and moves it into place when its checksum is right, so that of
+several processes each reads a whole archive.
 """
 
 from __future__ import annotations
@@ -9,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import http.client
 import importlib
+import importlib.resources
 import importlib.util
+import io
 import logging
 import os
 import shutil
@@ -26,23 +31,23 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-
-from rectutor._tables import Tables, parse_1m, parse_100k, parse_recbole, parse_tfds
+from rectutor import _tables
+from rectutor._tables import Tables
 
 logger = logging.getLogger("rectutor.data")
 
 _T = TypeVar("_T")
 
-_SCHEME = "https"  # the only one a download or a redirect may have
+_SCHEME = "https"  # the only one a download may have
 _CONNECT_SECONDS = 10.0
 _TRIES = 2
-_SLOWEST = 16_384  # bytes a second, judged after the first ten seconds
+_SLOWEST = 16_384  # bytes a second, judged after the first ten seconds: 6 MB have six minutes
 _PIP_SECONDS = 90.0
 _MEMBER_LIMIT = 64 * 2**20
 _CHUNK = 2**16
+_RECBOLE = "recbole==1.2.1"
 
 
 class SourceError(Exception):
@@ -63,8 +68,8 @@ class Archive:
         size: its length in bytes.
         sha256: its checksum.
         members: the files that are read, by the name the parser knows them under.
-        member_sha256: their checksums, where known: a re-zipped archive is verified by these.
         parse: from the members' bytes to tables.
+        member_sha256: their checksums, where known: a re-zipped archive is verified by these.
     """
 
     file: str
@@ -76,33 +81,30 @@ class Archive:
     member_sha256: dict[str, str] = field(default_factory=dict)
 
 
-GROUPLENS = {
-    "100k": Archive(
+#: The archives that a data set can be read from, by the source and the data set's name.
+ARCHIVES = {
+    ("grouplens", "100k"): Archive(
         file="ml-100k.zip",
         url="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
         size=4_924_029,
         sha256="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
         members={name: f"ml-100k/{name}" for name in ("u.data", "u.item", "u.user")},
-        parse=parse_100k,
+        parse=_tables.parse_100k,
         member_sha256={
             "u.data": "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490",
             "u.item": "553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701",
             "u.user": "f120e114da2e8cf314fd28f99417c94ae9ddf1cb6db8ce0e4b5995d40e90e62c",
         },
     ),
-    "1m": Archive(
+    ("grouplens", "1m"): Archive(
         file="ml-1m.zip",
         url="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
         size=5_917_549,
         sha256="a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
         members={name: f"ml-1m/{name}" for name in ("ratings.dat", "movies.dat", "users.dat")},
-        parse=parse_1m,
+        parse=_tables.parse_1m,
     ),
-}
-
-_RECBOLE = "recbole==1.2.1"
-PYPI = {
-    "100k": Archive(
+    ("pypi", "100k"): Archive(
         file="recbole-1.2.1-py3-none-any.whl",
         url="https://pypi.org/project/recbole/1.2.1/",
         size=2_130_151,
@@ -111,81 +113,114 @@ PYPI = {
             name: f"recbole/dataset_example/ml-100k/{name}"
             for name in ("ml-100k.inter", "ml-100k.item", "ml-100k.user")
         },
-        parse=parse_recbole,
+        parse=_tables.parse_recbole,
+    ),
+    ("included", "latest-small"): Archive(
+        file="ml-latest-small.zip",
+        url="https://grouplens.org/datasets/movielens/latest/",
+        size=818_582,
+        sha256="a0b729758899b154b4ef4b0968f082eb854dd1558fd6c7e481dc75680965bc88",
+        members={name: f"ml-latest-small/{name}" for name in ("ratings.csv", "movies.csv")},
+        parse=_tables.parse_latest,
     ),
 }
 
 
-def from_archives(name: str) -> Tables | None:
-    """The tables from an archive in `RECTUTOR_ARCHIVES`, or None where there is none.
+def order(name: str) -> list[str]:
+    """The sources to try for a data set: first those that need no network this time."""
+
+    def is_far(source: str) -> bool:
+        archive = ARCHIVES[source, name]
+        if source == "included" or (source == "grouplens" and _at_hand(archive)):
+            return False
+        try:
+            return not (cache() / archive.file).is_file()
+        except OSError:  # `kept` says so
+            return True
+
+    return sorted((source for source, known in ARCHIVES if known == name), key=is_far)
+
+
+def load(name: str, source: str) -> Tables:
+    """The tables of a data set from one source.
 
     Raises:
-        CorruptError: the archive is there and is not what GroupLens published.
+        SourceError: it has no such data set, or cannot give it.
     """
+    if source == "tfds":
+        return from_tfds(name)
+    archive = ARCHIVES.get((source, name))
+    if archive is None:
+        known = [repr(other) for each, other in ARCHIVES if each == source]
+        raise SourceError(f"it has no copy of {name!r}, only of {' and '.join(known)}")
+    if source == "included":
+        place = importlib.resources.files("rectutor") / "included" / archive.file
+        return read_archive(archive, place.read_bytes(), where=str(place))
+    if source == "pypi":
+        return read_archive(archive, kept(archive, _wheel), where=f"the index's {archive.file}")
+    if file := _at_hand(archive):
+        try:
+            return _read(archive, file)
+        except SourceError as error:
+            logger.warning("archives: %s; trying the next source", error)
+    return read_archive(archive, kept(archive, download), where=archive.url)
+
+
+def _at_hand(archive: Archive) -> Path | None:
+    """The file in `RECTUTOR_ARCHIVES`, where there is one."""
     chosen = os.environ.get("RECTUTOR_ARCHIVES")
-    if not chosen:
-        return None
-    archive = GROUPLENS[name]
-    file = Path(chosen).expanduser() / archive.file
-    if not file.is_file():
-        logger.info("archives: no %s in RECTUTOR_ARCHIVES", archive.file)
-        return None
+    file = Path(chosen).expanduser() / archive.file if chosen else None
+    return file if file is not None and file.is_file() else None
+
+
+def _read(archive: Archive, file: Path) -> Tables:
+    """The tables from an archive at hand."""
     try:
         if file.stat().st_size > 4 * archive.size + 2**20:
             raise CorruptError(f"{file} is far larger than {archive.file}; remove it")
-        with file.open("rb") as stream:
-            tables = read_archive(archive, stream, where=str(file))
+        content = file.read_bytes()
     except OSError as error:
         raise SourceError(f"{file} cannot be read ({error})") from error
+    tables = read_archive(archive, content, where=str(file))
     logger.info("archives: read %s", file)
     return tables
 
 
-def read_archive(archive: Archive, stream: Any, *, where: str) -> Tables:
+def read_archive(archive: Archive, content: bytes, *, where: str) -> Tables:
     """Verify an archive and parse its members.
 
     Args:
         archive: what it must be.
-        stream: the archive, a binary file opened for reading.
+        content: the bytes of the zip file.
         where: what to call it in errors.
 
     Raises:
         CorruptError: neither the archive nor, where known, its members have the right checksum;
             or a member is missing, too large or damaged.
     """
-    whole = hashlib.file_digest(stream, "sha256").hexdigest() == archive.sha256
+    whole = hashlib.sha256(content).hexdigest() == archive.sha256
     if not whole and not archive.member_sha256:
         raise CorruptError(
             f"{where} has the wrong checksum: it is damaged or not {archive.file} as published;"
             f" remove it, or get it anew from {archive.url}"
         )
-    stream.seek(0)
-    contents = {}
     try:
-        with zipfile.ZipFile(stream) as opened:
-            for name, member in archive.members.items():
-                contents[name] = _member(opened, member, where)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        OSError,
-    ) as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as opened:
+            members = {
+                name: _member(opened, member, where) for name, member in archive.members.items()
+            }
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
         raise CorruptError(
             f"{where} is not a sound zip file ({error}); get it anew from {archive.url}"
         ) from error
-    if not whole:
-        for name, content in contents.items():
-            if hashlib.sha256(content).hexdigest() != archive.member_sha256[name]:
-                raise CorruptError(
-                    f"{where}: member {archive.members[name]} has the wrong checksum;"
-                    f" get the archive anew from {archive.url}"
-                )
+    for name, text in members.items() if not whole else ():
+        if hashlib.sha256(text).hexdigest() != archive.member_sha256[name]:
+            raise CorruptError(
+                f"{where}: member {archive.members[name]} has the wrong checksum;"
+                f" get the archive anew from {archive.url}"
+            )
     try:
-        return archive.parse(contents)
+        return archive.parse(members)
     except (ValueError, KeyError, IndexError) as error:
         raise CorruptError(f"{where} cannot be parsed: {error}") from error
 
@@ -205,25 +240,67 @@ def _member(opened: zipfile.ZipFile, name: str, where: str) -> bytes:
         return stream.read(_MEMBER_LIMIT)
 
 
-def from_grouplens(name: str) -> Tables:
-    """Download an archive from GroupLens and parse it.
+def cache() -> Path:
+    """The cache folder: `RECTUTOR_CACHE`, or the platform's cache folder for rectutor."""
+    chosen = os.environ.get("RECTUTOR_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import pooch
 
-    `keras.utils.get_file` would do with one line, but it has no time-out, follows redirects to
-    any host, reads bodies of any length and verifies only what it has already written under the
-    final name; and it imports Keras.
+    return Path(pooch.os_cache("rectutor"))
+
+
+def kept(archive: Archive, fetch: Callable[[Archive], bytes]) -> bytes:
+    """The bytes of an archive out of the cache, which `fetch` fills where it has no sound one.
+
+    A cache that cannot be used costs the next load its speed, never this load its data: the
+    reason is one warning line.
+
+    Raises:
+        SourceError: `fetch` could not bring the archive, or brought another one.
+    """
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)  # what there is to say is said by our own logger
+    fetched: list[bytes] = []
+
+    def bring(url: str, file: str, _: Any) -> None:
+        fetched.append(fetch(archive))
+        Path(file).write_bytes(fetched[0])
+
+    try:
+        file = pooch.retrieve(archive.url, archive.sha256, archive.file, cache(), downloader=bring)
+        content = Path(file).read_bytes()
+    except ValueError as error:  # pooch's word for a wrong checksum
+        raise CorruptError(f"{archive.file} has the wrong checksum ({error})") from error
+    except OSError as error:
+        logger.warning(
+            "cache: %s cannot be used (%s); set RECTUTOR_CACHE to a folder with room",
+            cache(),
+            error,
+        )
+        return fetched[0] if fetched else fetch(archive)
+    if not fetched:
+        logger.info("cache: read %s", file)
+    return content
+
+
+def download(archive: Archive) -> bytes:
+    """Download an archive, exactly as many bytes as it has.
+
+    pooch's own downloader has no limit of size nor of time, and follows redirects to any host.
 
     Raises:
         SourceError: two tries failed; the message has the last reason.
     """
-    archive = GROUPLENS[name]
     reason: Exception | None = None
     for attempt in range(1, _TRIES + 1):
         logger.info("grouplens: downloading %s (try %d of %d)", archive.url, attempt, _TRIES)
         try:
-            with tempfile.TemporaryFile() as stream:  # has no name: nothing is left behind
-                _download(archive, stream)
-                stream.seek(0)
-                return read_archive(archive, stream, where=archive.url)
+            content = _received(archive)
+            if hashlib.sha256(content).hexdigest() == archive.sha256:
+                return content
+            raise CorruptError("what came has the wrong checksum")
         except (OSError, http.client.HTTPException, SourceError, ValueError) as error:
             reason = error
             logger.info("grouplens: failed: %s", error)
@@ -237,22 +314,17 @@ def from_grouplens(name: str) -> Tables:
     )
 
 
-class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Follow a redirect only to the same host and over `_SCHEME`."""
-
-    max_redirections = 5
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The pinned addresses are where the files are: no answer may send the reader elsewhere."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        target = urllib.parse.urlsplit(newurl)
-        if target.scheme != _SCHEME or target.netloc != urllib.parse.urlsplit(req.full_url).netloc:
-            raise CorruptError(f"{req.full_url} redirects to {newurl}, which is not allowed")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    ) -> None:
+        raise CorruptError(f"{req.full_url} redirects to {newurl}, which is not allowed")
 
 
-def _download(archive: Archive, stream: IO[bytes]) -> None:
-    """Stream an archive's bytes into `stream`, exactly as many as it has.
+def _received(archive: Archive) -> bytes:
+    """The answer to one request.
 
     Raises:
         SourceError: longer, shorter or slower than it may be.
@@ -260,25 +332,26 @@ def _download(archive: Archive, stream: IO[bytes]) -> None:
     """
     if urllib.parse.urlsplit(archive.url).scheme != _SCHEME:
         raise SourceError(f"{archive.url} is not {_SCHEME}")
-    opener = urllib.request.build_opener(_SameHost)
+    opener = urllib.request.build_opener(_NoRedirect)
     request = urllib.request.Request(archive.url, headers={"User-Agent": "rectutor"})
     response = within(
         _CONNECT_SECONDS, lambda: opener.open(request, timeout=_CONNECT_SECONDS), "connecting"
     )
     started = time.monotonic()
-    received = 0
+    received = bytearray()
     with response:
         # read1 gives what has arrived, so that a trickle cannot hold the loop
         while chunk := response.read1(_CHUNK):
-            received += len(chunk)
+            received += chunk
             elapsed = time.monotonic() - started
-            if received > archive.size:
+            if len(received) > archive.size:
                 raise CorruptError(f"{archive.url} is longer than {archive.size:,} bytes")
-            if elapsed > _CONNECT_SECONDS and received < elapsed * _SLOWEST:
-                raise SourceError(f"{archive.url} came at {received / elapsed:.0f} bytes a second")
-            stream.write(chunk)
-    if received != archive.size:
-        raise CorruptError(f"{archive.url} ended after {received:,} of {archive.size:,} bytes")
+            if elapsed > _CONNECT_SECONDS and len(received) < elapsed * _SLOWEST:
+                speed = len(received) / elapsed
+                raise SourceError(f"{archive.url} came at {speed:.0f} bytes a second")
+    if len(received) != archive.size:
+        raise CorruptError(f"{archive.url} ended after {len(received):,} of {archive.size:,} bytes")
+    return bytes(received)
 
 
 def within(seconds: float, action: Callable[[], _T], what: str) -> _T:
@@ -308,15 +381,12 @@ def within(seconds: float, action: Callable[[], _T], what: str) -> _T:
     return outcome[0]
 
 
-def from_pypi(name: str) -> Tables:
-    """Read MovieLens 100K out of the RecBole wheel, fetched with pip and never installed.
+def _wheel(archive: Archive) -> bytes:
+    """The bytes of the RecBole wheel, fetched with pip and never installed.
 
     Raises:
-        SourceError: no such data set there, no pip, no index, no wheel, or another one.
+        SourceError: no pip, no index, no wheel, or another one.
     """
-    if name not in PYPI:
-        raise SourceError(f"the package index has no copy of {name!r}, only of '100k'")
-    archive = PYPI[name]
     try:
         with tempfile.TemporaryDirectory(prefix="rectutor-") as folder:
             file = Path(folder) / archive.file
@@ -328,8 +398,7 @@ def from_pypi(name: str) -> Tables:
                     f"the index's {archive.file} has {file.stat().st_size:,} bytes,"
                     f" not {archive.size:,}"
                 )
-            with file.open("rb") as stream:
-                return read_archive(archive, stream, where=f"the package index's {archive.file}")
+            return file.read_bytes()
     except OSError as error:  # no room, no pip
         raise SourceError(f"the wheel could not be fetched ({error})") from error
 
@@ -372,13 +441,15 @@ def _pip() -> list[str]:
 
 
 def from_tfds(name: str) -> Tables:
-    """Prepare and read the data set with the real `tfds.load`.
+    """Prepare and read `100k` or `1m` with the real `tfds.load`.
 
     Rows come back sorted by time, user and movie, because TFDS does not keep the file's order.
 
     Raises:
         SourceError: TensorFlow Datasets is not installed, or could not prepare the data.
     """
+    if name not in ("100k", "1m"):
+        raise SourceError(f"it has another edition of {name!r}; only '100k' and '1m' are the same")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         tfds: Any = importlib.import_module("tensorflow_datasets")
@@ -390,46 +461,9 @@ def from_tfds(name: str) -> Tables:
         ) from error
     logger.info("tfds: loading movielens/%s-ratings and movielens/%s-movies", name, name)
     try:
-        return parse_tfds(*_tfds_columns(tfds, name))
+        ratings = tfds.load(f"movielens/{name}-ratings", split="train", batch_size=-1)
+        movies, info = tfds.load(f"movielens/{name}-movies", split="train", with_info=True)
+        genre_name = info.features["movie_genres"].feature.int2str
+        return _tables.parse_tfds(tfds.as_numpy(ratings), list(tfds.as_numpy(movies)), genre_name)
     except Exception as error:  # whatever TFDS and TensorFlow raise
         raise SourceError(f"TensorFlow Datasets failed: {type(error).__name__}: {error}") from error
-
-
-def _tfds_columns(
-    tfds: Any, name: str
-) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, np.ndarray]]:
-    """The columns of both TFDS data sets, as `parse_tfds` takes them."""
-    age = "raw_user_age" if name == "100k" else "bucketized_user_age"
-    wanted = {
-        "user": "user_id",
-        "movie": "movie_id",
-        "rating": "user_rating",
-        "timestamp": "timestamp",
-        "age": age,
-        "gender": "user_gender",
-        "occupation": "user_occupation_text",
-        "zip_code": "user_zip_code",
-    }
-    ratings = tfds.load(f"movielens/{name}-ratings", split="train")
-    # Batches of thousands instead of single records: a pass takes seconds, not half a minute.
-    ratings = ratings.map(lambda record: {k: record[v] for k, v in wanted.items()}).batch(8192)
-    batches = list(tfds.as_numpy(ratings))
-    columns = {k: np.concatenate([batch[k] for batch in batches]) for k in wanted}
-    for key in ("user", "movie", "rating", "timestamp", "age"):
-        columns[key] = columns[key].astype(np.int64)
-    for key in ("occupation", "zip_code"):
-        columns[key] = np.array([text.decode() for text in columns[key]], dtype=object)
-    listing, info = tfds.load(f"movielens/{name}-movies", split="train", with_info=True)
-    genre_name = info.features["movie_genres"].feature.int2str
-    records = list(tfds.as_numpy(listing))
-    movies = {
-        "movie": np.array([int(record["movie_id"]) for record in records]),
-        "title": [record["movie_title"].decode() for record in records],
-        "genres": [[genre_name(g) for g in record["movie_genres"]] for record in records],
-    }
-    split = ("user", "movie", "rating", "timestamp")
-    return (
-        {k: columns[k] for k in split},
-        movies,
-        {k: v for k, v in columns.items() if k not in split},
-    )

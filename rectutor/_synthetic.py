@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rectutor._tables import Tables
+from rectutor._tables import Tables, movies_table
 
 _TASTES = 8  # groups of users, and of movies
 _SUCCESSORS = 6  # movies that tend to follow a movie
@@ -223,15 +223,8 @@ def _movies(laws: World, rng: np.random.Generator) -> pd.DataFrame:
     ids = np.arange(1, len(laws.genre), dtype=np.int32)
     years = rng.integers(1950, 1999, len(ids))
     titles = [f"Synthetic {k:04d} ({year})" for k, year in zip(ids, years, strict=True)]
-    return pd.DataFrame(
-        {
-            "movie_id": ids,
-            "title": titles,
-            "year": pd.array(years, dtype="Int16"),
-            "genres": np.array(_GENRES, dtype=object)[laws.genre[1:]],
-            "original_movie_id": ids.astype(np.int64),
-        }
-    ).astype({"title": "str", "genres": "str"})
+    genres = np.array(_GENRES, dtype=object)[laws.genre[1:]]
+    return movies_table(ids.astype(np.int64), pd.Series(titles, dtype="str"), genres)
 
 
 def _users(laws: World, rng: np.random.Generator) -> pd.DataFrame:

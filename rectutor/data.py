@@ -1,4 +1,4 @@
-"""Ratings as tables: MovieLens, made-up data, or your own frame; and batches of arrays."""
+"""Ratings as tables: MovieLens, made-up data, or your own frame."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rectutor import _batches, _cache, _sources, _synthetic
-from rectutor._tables import Tables, release_year
+from rectutor import _sources, _synthetic, checks
+from rectutor._tables import Tables, movies_table, ratings_table
 from rectutor.environment import in_notebook, is_on
 
 __all__ = [
     "Dataset",
-    "SyntheticDataWarning",
-    "batches",
+    "FallbackDataWarning",
     "from_dataframe",
     "load_movielens",
     "synthetic",
@@ -28,12 +27,12 @@ __all__ = [
 
 logger = logging.getLogger("rectutor.data")
 
-_SIZES = {"100k": (943, 1_682, 100_000), "1m": (6_040, 3_706, 1_000_209)}
-_SOURCES = ("auto", "grouplens", "pypi", "tfds", "synthetic")
+_NAMES = ("100k", "1m", "latest-small")
+_SOURCES = ("auto", "grouplens", "pypi", "tfds", "included")
 
 
-class SyntheticDataWarning(UserWarning):
-    """Real data was asked for and made-up data is what there is."""
+class FallbackDataWarning(UserWarning):
+    """Another data set was asked for, and the one that the package brings is what there is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +40,10 @@ class Dataset:
     """Who rated what, when, and what it is called; one schema whatever the source.
 
     Attributes:
-        name: what it is called: `"100k"`, `"1m"`, `"synthetic"` or a name of your own.
-        source: where it came from: `"grouplens"`, `"pypi"`, `"tfds"`, `"synthetic"` or
-            `"dataframe"`.
+        name: what it is called: `"100k"`, `"1m"`, `"latest-small"`, `"synthetic"` or a name of
+            your own.
+        source: where it came from: `"grouplens"`, `"pypi"`, `"tfds"`, `"included"`,
+            `"synthetic"` or `"dataframe"`.
         ratings: one row an interaction, in the order of the source: `user_id`, `movie_id` (int32,
             from 1), `rating` (stars; int8 where they are whole, else float32), `timestamp` (int64,
             seconds since 1970), `original_user_id`, `original_movie_id`.
@@ -55,6 +55,7 @@ class Dataset:
         num_movies: how many movies there are, which is the highest `movie_id`.
         has_ratings: whether `rating` was given; without, it is 1 throughout.
         has_timestamps: whether `timestamp` was given; without, it is the row's number.
+        rating_scale: the lowest and the highest rating that can be given, in stars.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Dataset:
     num_movies: int
     has_ratings: bool = True
     has_timestamps: bool = True
+    rating_scale: tuple[float, float] = (1.0, 5.0)
 
     @cached_property
     def titles(self) -> np.ndarray:
@@ -82,11 +84,7 @@ class Dataset:
         )
 
     def require(
-        self,
-        *what: str,
-        min_users: int = 0,
-        min_movies: int = 0,
-        min_interactions: int = 0,
+        self, *what: str, min_users: int = 0, min_movies: int = 0, min_interactions: int = 0
     ) -> Dataset:
         """Say at once, and in words, when the data cannot serve.
 
@@ -136,92 +134,60 @@ class Dataset:
 
 
 def load_movielens(name: str = "100k", source: str = "auto") -> Dataset:
-    """Load MovieLens 100K or 1M.
+    """Load MovieLens 100K, 1M or latest-small.
 
-    `source="auto"` tries, in this order: the cache; an archive in the folder that the environment
-    variable `RECTUTOR_ARCHIVES` names; a download from GroupLens; for `100k`, the copy in the
-    RecBole wheel of the package index; and then gives synthetic data of the same size, with a
+    `latest-small` travels with the package. For the others `source="auto"` tries, in this order:
+    an archive in the folder that the environment variable `RECTUTOR_ARCHIVES` names; the archive
+    that an earlier load downloaded; a download from GroupLens; and for `100k`, the copy in the
+    RecBole wheel of the package index. Where none of them works it gives latest-small, with a
     warning, or with `RECTUTOR_STRICT=1` an error. Each step is one line of the logger
     `rectutor.data`. All of it is verified by checksum; the table is the same from each source.
 
-    The data is GroupLens's (Harper and Konstan, 2015): cite it, do not redistribute it.
+    The data is GroupLens's (Harper and Konstan, 2015): cite it, and do not redistribute 100K
+    and 1M.
 
     Args:
-        name: `"100k"` or `"1m"`.
+        name: `"100k"`, `"1m"` or `"latest-small"`.
         source: `"auto"`, or the one source to use: `"grouplens"` (its archive at hand, or its
-            download), `"pypi"`, `"tfds"` (the real `tfds.load`, whose rows come sorted by time
-            because it forgets the file's order; never cached here) or `"synthetic"`.
+            download), `"pypi"`, `"included"` (latest-small only) or `"tfds"` (the real
+            `tfds.load`, whose rows come sorted by time because it forgets the file's order).
 
     Returns:
         The `Dataset`. User and movie ids count from 1 in the order of the original ids, and the
         catalogue is the movies that are rated.
 
     Raises:
+        TypeError: `name` or `source` is no string.
         ValueError: `name` or `source` is none of these.
         RuntimeError: the source that was forced cannot give the data, or no source can and
             `RECTUTOR_STRICT` is set; the message has each source's reason.
     """
-    for argument, value, choices in (("name", name, _SIZES), ("source", source, _SOURCES)):
+    for argument, value, choices in (("name", name, _NAMES), ("source", source, _SOURCES)):
         if not isinstance(value, str):
             raise TypeError(f"{argument} must be a string, not {value!r}")
         if value not in choices:
             raise ValueError(f"{argument}={value!r}: choose from {', '.join(map(repr, choices))}")
-    if source == "synthetic":
-        return _as_dataset(name, "synthetic", _synthetic.generate(*_SIZES[name], seed=0))
-    if source == "tfds":
-        try:
-            return _as_dataset(name, "tfds", _sources.from_tfds(name))
-        except _sources.SourceError as error:
-            raise RuntimeError(f"load_movielens({name!r}, source='tfds'): {error}") from error
-    wanted = ["grouplens", "pypi"] if source == "auto" else [source]
-    wanted = [each for each in wanted if each != "pypi" or name in _sources.PYPI or source == each]
-    for each in wanted:
-        tables = _cache.load(_cache.path(name, each))
-        if tables is not None:
-            logger.info("cache: read %s", _cache.path(name, each))
-            return _as_dataset(name, each, tables)
     reasons = []
-    for each in wanted:
+    for each in _sources.order(name) if source == "auto" else [source]:
         try:
-            return _as_dataset(name, each, _filled(name, each))
+            tables = _sources.load(name, each)
         except _sources.SourceError as error:
             level = logging.WARNING if isinstance(error, _sources.CorruptError) else logging.INFO
             logger.log(level, "%s: %s", each, error)
             reasons.append(f"{each}: {error}")
+        else:
+            scale = (0.5, 5.0) if name == "latest-small" else (1.0, 5.0)
+            return _as_dataset(name, each, tables, scale)
     report = f"MovieLens {name} could not be loaded. " + ". ".join(reasons)
-    if source != "auto" or is_on("RECTUTOR_STRICT"):
+    if source != "auto" or name == "latest-small" or is_on("RECTUTOR_STRICT"):
         raise RuntimeError(report)
-    _warn_of_synthetic(name, report)
-    return _as_dataset(name, "synthetic", _synthetic.generate(*_SIZES[name], seed=0))
+    _warn_of_fallback(name, report)
+    return load_movielens("latest-small")
 
 
-def _filled(name: str, source: str) -> Tables:
-    """Load from one source and leave the tables in the cache; one process does, others wait."""
-    file = _cache.path(name, source)
-    with _cache.locked(file) as may_write:
-        if may_write:  # another process may have filled it while this one waited
-            tables = _cache.load(file)
-            if tables is not None:
-                return tables
-        tables = _fetched(name, source)
-        if may_write:
-            _cache.store(file, tables)
-        return tables
-
-
-def _fetched(name: str, source: str) -> Tables:
-    """Load from one source, past the cache."""
-    if source == "pypi":
-        return _sources.from_pypi(name)
-    try:
-        tables = _sources.from_archives(name)
-    except _sources.SourceError as error:
-        logger.warning("archives: %s; trying the next source", error)
-        tables = None
-    return _sources.from_grouplens(name) if tables is None else tables
-
-
-def _as_dataset(name: str, source: str, tables: Tables) -> Dataset:
+def _as_dataset(
+    name: str, source: str, tables: Tables, scale: tuple[float, float] = (1.0, 5.0)
+) -> Dataset:
     return Dataset(
         name=name,
         source=source,
@@ -230,15 +196,17 @@ def _as_dataset(name: str, source: str, tables: Tables) -> Dataset:
         users=tables.users,
         num_users=int(tables.ratings["user_id"].max()),
         num_movies=len(tables.movies),
+        rating_scale=scale,
     )
 
 
-def _warn_of_synthetic(name: str, report: str) -> None:
-    """Say that the data is made up where it cannot be overlooked: in the page or the terminal."""
-    title = f"THIS IS NOT MOVIELENS: the data is SYNTHETIC, in the size of {name}"
+def _warn_of_fallback(name: str, report: str) -> None:
+    """Say which data this is where it cannot be overlooked: in the page or the terminal."""
+    title = f"THIS IS NOT MOVIELENS {name.upper()}: the data is MovieLens latest-small"
     advice = (
-        "Models run, but no figure below says anything about MovieLens. Connect to the internet,"
-        " or put the archive into a folder and name that in RECTUTOR_ARCHIVES."
+        "It is real, and another data set: no figure below can be compared with those of"
+        f" {name}. Connect to the internet, or put the archive into a folder and name that in"
+        " RECTUTOR_ARCHIVES."
     )
     if in_notebook():
         from IPython.display import HTML, display
@@ -253,11 +221,8 @@ def _warn_of_synthetic(name: str, report: str) -> None:
         )
         return
     rule = "!" * 88
-    warnings.warn(
-        f"\n{rule}\n{title}\n{advice}\n{report}\n{rule}",
-        SyntheticDataWarning,
-        stacklevel=3,
-    )
+    text = f"\n{rule}\n{title}\n{advice}\n{report}\n{rule}"
+    warnings.warn(text, FallbackDataWarning, stacklevel=3)
 
 
 def synthetic(num_users: int, num_movies: int, num_ratings: int, seed: int = 0) -> Dataset:
@@ -285,14 +250,14 @@ def synthetic(num_users: int, num_movies: int, num_ratings: int, seed: int = 0) 
         TypeError: an argument is not an integer.
         ValueError: an argument is out of its range.
     """
-    num_users = _integer("num_users", num_users, 1)
-    num_movies = _integer("num_movies", num_movies, 1)
-    num_ratings = _integer("num_ratings", num_ratings, 1)
-    seed = _integer("seed", seed, 0)
+    num_users = checks.integer(num_users, "synthetic: num_users", 1)
+    num_movies = checks.integer(num_movies, "synthetic: num_movies", 1)
+    num_ratings = checks.integer(num_ratings, "synthetic: num_ratings", 1)
+    seed = checks.integer(seed, "synthetic: seed", 0)
     if not num_users <= num_ratings <= num_users * num_movies:
         raise ValueError(
-            f"num_ratings={num_ratings}: {num_users} users and {num_movies} movies have room for"
-            f" {num_users} to {num_users * num_movies} ratings, one or more a user"
+            f"synthetic: num_ratings is {num_ratings}; {num_users} users and {num_movies} movies"
+            f" have room for {num_users} to {num_users * num_movies}, one or more a user"
         )
     tables = _synthetic.generate(num_users, num_movies, num_ratings, seed)
     return _as_dataset("synthetic", "synthetic", tables)
@@ -310,21 +275,10 @@ def synthetic_oracle(num_users: int, num_movies: int, seed: int = 0) -> _synthet
         ValueError: an argument is out of its range.
     """
     return _synthetic.world(
-        _integer("num_users", num_users, 1),
-        _integer("num_movies", num_movies, 1),
-        _integer("seed", seed, 0),
+        checks.integer(num_users, "synthetic_oracle: num_users", 1),
+        checks.integer(num_movies, "synthetic_oracle: num_movies", 1),
+        checks.integer(seed, "synthetic_oracle: seed", 0),
     )
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    """`value` as an int, or an error that names it."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name}={value}: it must be at least {least}")
-    if value > 2**31 - 2:
-        raise ValueError(f"{name}={value}: it must be at most {2**31 - 2}, ids are int32")
-    return int(value)
 
 
 def from_dataframe(
@@ -353,10 +307,12 @@ def from_dataframe(
 
     Returns:
         The `Dataset`, with ids from 1 in the order of the originals (of their text, where they
-        cannot be compared).
+        cannot be compared). Its rating scale is 1 to 5 where all ratings are whole and within
+        it, else from the lowest to the highest rating of the table.
 
     Raises:
-        TypeError: `frame` is no DataFrame, or a column's name no string.
+        TypeError: `frame` is no DataFrame, a column's name no string, or the ids of a column
+            cannot be told apart.
         ValueError: the frame is empty; or a column is missing, or holds something it must not:
             the message names the column and the first such rows.
 
@@ -369,8 +325,7 @@ def from_dataframe(
         >>> list(data.titles)
         ['(padding)', 'jam', 'tea']
     """
-    if not isinstance(frame, pd.DataFrame):
-        raise TypeError(f"frame must be a pandas DataFrame, not {type(frame).__name__}")
+    checks.frame(frame, "from_dataframe")
     columns = {"user": user, "item": item, "rating": rating, "timestamp": timestamp, "title": title}
     for argument, column in columns.items():
         if column is None and argument not in ("user", "item"):
@@ -383,86 +338,47 @@ def from_dataframe(
                 f"{argument}={column!r}: the frame has {found} columns of that name;"
                 f" its columns are {list(frame.columns)}"
             )
+        if argument in ("user", "item", "timestamp"):
+            wrong = frame[column].isna().to_numpy()
+            _refuse(frame[column], argument, wrong, "is missing; drop or fill these rows")
     if len(frame) == 0:
         raise ValueError("frame has no rows; from_dataframe needs at least one interaction")
-    user_id, user_values = _ids(frame[user], "user")
-    movie_id, movie_values = _ids(frame[item], "item")
-    ratings = pd.DataFrame(
-        {
-            "user_id": user_id,
-            "movie_id": movie_id,
-            "rating": (
-                np.ones(len(frame), dtype=np.int8) if rating is None else _numbers(frame[rating])
-            ),
-            "timestamp": (
-                np.arange(len(frame), dtype=np.int64)
-                if timestamp is None
-                else _seconds(frame[timestamp])
-            ),
-            "original_user_id": frame[user].reset_index(drop=True),
-            "original_movie_id": frame[item].reset_index(drop=True),
-        }
-    )
+    count = len(frame)
+    stars = np.ones(count, dtype=np.int8) if rating is None else _numbers(frame[rating])
+    times = np.arange(count) if timestamp is None else _seconds(frame[timestamp])
+    ratings, user_values, movie_values = ratings_table(frame[user], frame[item], stars, times)
     texts = np.array([str(value) for value in movie_values], dtype=object)
     if title is not None:
-        # backwards, so that an item's first title is the last to be written
-        rows = np.flatnonzero(frame[title].notna().to_numpy())[::-1]
-        given = np.full(len(texts), None, dtype=object)
-        given[movie_id[rows] - 1] = frame[title].to_numpy(dtype=object)[rows]
-        named = np.unique(movie_id[rows]) - 1
-        texts[named] = [str(text) for text in given[named]]
+        given = frame[title].to_numpy(dtype=object)
+        named = pd.Series(given, index=ratings["movie_id"], dtype="object").dropna()
+        named = named[~named.index.duplicated()]  # an item's first title counts
+        texts[named.index - 1] = [str(text) for text in named]
     titles = _text(pd.Series(texts, dtype="object"))
-    movies = pd.DataFrame(
-        {
-            "movie_id": np.arange(1, len(movie_values) + 1, dtype=np.int32),
-            "title": titles,
-            "year": release_year(titles),
-            "genres": pd.Series([""] * len(movie_values), dtype="str"),
-            "original_movie_id": pd.Series(movie_values, dtype=movie_values.dtype),
-        }
-    )
+    whole_stars = stars.dtype == np.int8 and stars.min() >= 1 and stars.max() <= 5
     return Dataset(
         name=str(name),
         source="dataframe",
         ratings=ratings,
-        movies=movies,
+        movies=movies_table(movie_values, titles, [""] * len(movie_values)),
         users=None,
         num_users=len(user_values),
         num_movies=len(movie_values),
         has_ratings=rating is not None,
         has_timestamps=timestamp is not None,
+        rating_scale=(1.0, 5.0) if whole_stars else (float(stars.min()), float(stars.max())),
     )
 
 
-def _offending(column: pd.Series[Any], wrong: np.ndarray) -> str:
-    """The first rows of a column that are wrong, as text for an error."""
+def _refuse(column: pd.Series[Any], role: str, wrong: np.ndarray, words: str) -> None:
+    """Raise a ValueError that names the first of the rows that are wrong, if any are."""
     rows = np.flatnonzero(wrong)
-    shown = ", ".join(f"row {k}: {column.iloc[k]!r}" for k in rows[:3].tolist())
-    return f"{shown}{', ...' if len(rows) > 3 else ''} ({len(rows):,} in all)"
-
-
-def _ids(column: pd.Series[Any], role: str) -> tuple[np.ndarray, Any]:
-    """Number the values of a column from 1, in their order."""
-    missing = column.isna().to_numpy()
-    if missing.any():
+    if len(rows):
+        shown = ", ".join(f"row {k}: {column.iloc[k]!r}" for k in rows[:3].tolist())
+        more = ", ..." if len(rows) > 3 else ""
         raise ValueError(
-            f"column {column.name!r} ({role}) has missing ids: {_offending(column, missing)};"
-            " drop or fill these rows"
+            f"from_dataframe: column {column.name!r} ({role}) {words}: {shown}{more}"
+            f" ({len(rows):,} in all)"
         )
-    try:
-        codes, values = pd.factorize(column)
-    except TypeError as error:
-        raise TypeError(
-            f"column {column.name!r} ({role}) holds ids that cannot be told apart ({error});"
-            " make them numbers or strings"
-        ) from error
-    try:
-        order = np.asarray(values.argsort())
-    except TypeError:  # numbers beside strings
-        order = np.argsort(np.array([str(value) for value in values], dtype=object), kind="stable")
-    rank = np.empty(len(order), dtype=np.int32)
-    rank[order] = np.arange(1, len(order) + 1)
-    return rank[codes], values.take(order)
 
 
 def _numbers(column: pd.Series[Any]) -> np.ndarray:
@@ -471,47 +387,29 @@ def _numbers(column: pd.Series[Any]) -> np.ndarray:
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):
         values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    if column.dtype.kind in "mM" or not np.isfinite(values).all():
-        wrong = np.ones(len(column), bool) if column.dtype.kind in "mM" else ~np.isfinite(values)
-        raise ValueError(
-            f"column {column.name!r} (rating) holds what is no finite number:"
-            f" {_offending(column, wrong)}; drop or mend these rows"
-        )
+    wrong = ~np.isfinite(values) | (column.dtype.kind in "mM")
+    _refuse(column, "rating", wrong, "is no finite number; drop or mend these rows")
     if ((values == np.rint(values)) & (np.abs(values) < 128)).all():
         return values.astype(np.int8)
     return values.astype(np.float32)
 
 
 def _seconds(column: pd.Series[Any]) -> np.ndarray:
-    """A column of times as whole seconds since 1970."""
-    kind = column.dtype.kind
-    missing = column.isna().to_numpy()
-    if missing.any():
-        raise ValueError(
-            f"column {column.name!r} (timestamp) has missing times:"
-            f" {_offending(column, missing)}; drop these rows"
-        )
-    if kind == "M":
-        utc = column.dt.tz_convert("UTC").dt.tz_localize(None) if _has_zone(column) else column
+    """A column of times, none missing, as whole seconds since 1970."""
+    if column.dtype.kind == "M":
+        zoned = getattr(column.dtype, "tz", None) is not None
+        utc = column.dt.tz_convert(None) if zoned else column
         return utc.to_numpy().astype("datetime64[s]").astype(np.int64)
-    if kind not in "iuf":
+    if column.dtype.kind not in "iuf":
         raise ValueError(
-            f"column {column.name!r} (timestamp) holds {column.dtype} values, such as"
-            f" {column.iloc[0]!r}; make it datetimes with pd.to_datetime, or numbers of seconds"
+            f"from_dataframe: column {column.name!r} (timestamp) holds {column.dtype} values, such"
+            f" as {column.iloc[0]!r}; make it datetimes with pd.to_datetime, or numbers of seconds"
         )
     values = column.to_numpy()
     wrong = ~np.isfinite(values) | (np.abs(values.astype(np.float64)) >= 2.0**62)
-    if wrong.any():
-        raise ValueError(
-            f"column {column.name!r} (timestamp) holds times that are out of range:"
-            f" {_offending(column, wrong)}; make them seconds since 1970"
-        )
+    _refuse(column, "timestamp", wrong, "is out of range; make it seconds since 1970")
     whole: np.ndarray = np.floor(values).astype(np.int64)
     return whole
-
-
-def _has_zone(column: pd.Series[Any]) -> bool:
-    return getattr(column.dtype, "tz", None) is not None
 
 
 def _text(values: pd.Series[Any]) -> pd.Series[Any]:
@@ -520,85 +418,3 @@ def _text(values: pd.Series[Any]) -> pd.Series[Any]:
         return values.astype("str")
     except UnicodeError:
         return values
-
-
-def batches(
-    x: Any,
-    y: Any = None,
-    sample_weight: Any = None,
-    *,
-    batch_size: int,
-    shuffle: bool = False,
-    seed: int = 0,
-) -> Any:
-    """Cut arrays into batches for `fit`, `evaluate` and `predict` of a Keras model.
-
-    A `tf.data.Dataset` (in memory, prefetched) where TensorFlow can be imported, else a
-    `keras.utils.PyDataset`. The batches and their order are the same either way: NumPy draws the
-    order of pass `p` from `(seed, p)`, so each pass has an order of its own, and the same one in
-    each run. A pass counts when it begins: `fit` on a model that is not built yet reads a first
-    batch to build it, and its first epoch is then pass 1.
-
-    Args:
-        x: an array of `n` rows, or a tuple or dict of such arrays.
-        y: targets in the same forms, or None.
-        sample_weight: weights in the same forms, or None; needs `y`.
-        batch_size: how many rows a batch has; the last one has what is left.
-        shuffle: whether to draw an order, or keep that of the rows.
-        seed: a non-negative integer.
-
-    Returns:
-        An iterable of `(x,)`, `(x, y)` or `(x, y, sample_weight)` batches.
-
-    Raises:
-        TypeError: something is no array of numbers or text, or `batch_size` or `seed` no integer.
-        ValueError: there are no rows, or not the same number everywhere, or a value is negative.
-    """
-    batch_size = _integer("batch_size", batch_size, 1)
-    seed = _integer("seed", seed, 0)
-    if not isinstance(shuffle, bool | np.bool_):
-        raise TypeError(f"shuffle must be True or False, not {shuffle!r}")
-    if sample_weight is not None and y is None:
-        raise ValueError("sample_weight is given without y; give both")
-    parts = {"x": x, "y": y, "sample_weight": sample_weight}
-    arrays = {place: _arrays(part, place) for place, part in parts.items() if part is not None}
-    if "x" not in arrays:
-        raise TypeError("x is None; give an array, or a tuple or dict of arrays")
-    rows = {place: len(array) for part in arrays.values() for place, array in part[1]}
-    if len(set(rows.values())) != 1:
-        raise ValueError(f"every array must have the same number of rows; there are {rows}")
-    num_rows = next(iter(rows.values()))
-    if num_rows == 0:
-        raise ValueError("x has no rows; batches needs at least one")
-    content = tuple(part[0] for part in arrays.values())
-    plan = _batches.Plan(num_rows, batch_size, bool(shuffle), seed)
-    dataset = _batches.with_tensorflow(content, plan)
-    return _batches.with_keras(content, plan) if dataset is None else dataset
-
-
-def _arrays(value: Any, place: str) -> tuple[Any, list[tuple[str, np.ndarray]]]:
-    """`value` with NumPy arrays in it, and a flat list of these with their places."""
-    if isinstance(value, dict | tuple) and len(value) == 0:
-        raise ValueError(f"{place} is empty; give at least one array")
-    if isinstance(value, dict):
-        inner = {key: _arrays(part, f"{place}[{key!r}]") for key, part in value.items()}
-        return {key: part[0] for key, part in inner.items()}, [
-            pair for part in inner.values() for pair in part[1]
-        ]
-    if isinstance(value, tuple):
-        parts = [_arrays(part, f"{place}[{k}]") for k, part in enumerate(value)]
-        return tuple(part[0] for part in parts), [pair for part in parts for pair in part[1]]
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise TypeError(f"{place} cannot be made an array ({error})") from error
-    if array.ndim == 0 or array.dtype.kind not in "biufSU":
-        raise TypeError(
-            f"{place} must be an array with a row an example, of numbers or text,"
-            f" not {_described(value, array)}"
-        )
-    return array, [(place, array)]
-
-
-def _described(value: Any, array: np.ndarray) -> str:
-    return f"{value!r}" if array.ndim == 0 else f"{array.dtype} of shape {array.shape}"
