@@ -271,6 +271,8 @@ def test_a_split_checks_its_parts():
         Split(ratings().drop(columns="movie_id"), ratings(), ratings(), 2, 4)
     with pytest.raises(ValueError, match=r"user_id 2, but .* only 1; raise num_users"):
         Split(ratings(), ratings(), ratings(), 1, 4)
+    with pytest.raises(ValueError, match="an order of 5 rows for 15; leave it out"):
+        Split(ratings(), ratings(), ratings(), 2, 4, order=np.arange(5))
 
 
 def test_what_has_seen_the_validation_part_is_not_measured_there():
