@@ -39,14 +39,6 @@ LIBRARIES = (
     "faiss-cpu",
 )
 
-_AS_CHAPTERS_BEGIN = """
-import runpy, sys
-from rectutor import chapter
-chapter.prepare_process()
-del sys.argv[0]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
-
 #: Tells a child process where its payload goes.
 _OUTPUT = "RECTUTOR_BENCH_OUTPUT"
 
@@ -141,8 +133,6 @@ def in_child(
 ) -> tuple[Any, float]:
     """Run `python -m module arguments` in a fresh process, from the root of the repository.
 
-    The process begins as a chapter does, with `rectutor.chapter.prepare_process`.
-
     Args:
         module: the module, as `"benchmarks.serving"`. It hands its figures back with `finish`.
         arguments: its command line.
@@ -156,7 +146,7 @@ def in_child(
         RuntimeError: the child failed or handed nothing back; the message has its last lines.
         subprocess.TimeoutExpired: it took longer than `timeout`.
     """
-    command = [sys.executable, "-c", _AS_CHAPTERS_BEGIN, module, *map(str, arguments)]
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "payload.json"
         done = subprocess.run(
@@ -171,7 +161,7 @@ def in_child(
         if done.returncode or not output.is_file():
             last = "\n".join((done.stderr or done.stdout).splitlines()[-15:])
             raise RuntimeError(
-                f"`python -m {' '.join(command[3:])}` ended with exit status {done.returncode} and "
+                f"`python -m {' '.join(command[2:])}` ended with exit status {done.returncode} and "
                 f"{'a' if output.is_file() else 'no'} payload:\n{last}"
             )
         stored = json.loads(output.read_text(encoding="utf-8"))

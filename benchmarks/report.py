@@ -76,8 +76,7 @@ No figure here is typed in: `make bench` measures, stores a dated file in `bench
 writes this page. It fails where a ratio has fallen by more than 15 % since the last stored run on
 the same kind of machine (not counting ratios to our own models on JAX and to RecBole's stored run).
 `make bench-peers` measures the other library, `make bench-seeds` trains every chapter with two more
-seeds. Every process of `make bench` begins as the chapters do, with `prepare_process` of
-`rectutor.chapter`: NumPy and plain Python have the same settings as ours.
+seeds.
 """
 
 

@@ -1,15 +1,13 @@
 """Training throughput: every chapter's model on every backend, and SASRec beside a bare JAX loop.
 
-A model trains as in its chapter: the functions and cells that compile and fit are the chapter's
-own, with its `quick` settings. Epochs are the stretches that are timed; the first one, in which
-the step is compiled, stands apart.
+A model trains as in its chapter: the functions that compile and fit are the chapter's own, called
+with its `quick` settings. Epochs are the stretches that are timed; the first one, in which the
+step is compiled, stands apart.
 """
 
 from __future__ import annotations
 
-import ast
 import os
-import re
 import statistics
 import sys
 import time
@@ -17,7 +15,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.measure import ROOT, Row, finish, in_child
+from benchmarks.measure import Row, finish, in_child
 
 BACKENDS = ("jax", "tensorflow", "torch")
 STRETCHES = 5
@@ -56,121 +54,78 @@ class Stopwatch:
 
 
 class Chapter:
-    """A chapter's code, to be run in part.
+    """A chapter's functions and settings, and the data it would load.
 
     Args:
         name: of the chapter.
-        callbacks: makes the callbacks that join those of a cell's `fit`.
         seed: of the run.
         profile: whose settings are used.
         max_users: how many users' ratings are kept; all of them if 0.
 
     Attributes:
-        names: the chapter's global names: its imports, classes and functions, `run`, `settings`
-            and `data`, and whatever the cells that were run have added.
-        settings: the profile's settings; change them before a cell runs.
+        code: the chapter's imports, classes, functions and constants.
+        settings: the profile's settings.
+        data: the data set.
+        ratings: its ratings, those of `max_users` users.
+        seed: of the run.
     """
 
     def __init__(
-        self,
-        name: str,
-        callbacks: Callable[[], list[Any]] = list,
-        *,
-        seed: int = 42,
-        profile: str = "quick",
-        max_users: int = 0,
+        self, name: str, *, seed: int = 42, profile: str = "quick", max_users: int = 0
     ) -> None:
-        sys.path.insert(0, str(ROOT / "tests"))
-        import chapters
         import keras
 
         from rectutor import chapter
 
-        chapters.definitions(name)
-        source = (chapters.NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8")
-        self._cells = re.split(r"^# %%.*\n", source, flags=re.MULTILINE)
-
-        class TimedRun(chapter.Run):
-            def callbacks(self, name: str) -> list[Any]:
-                return callbacks()
-
-        self.names = vars(sys.modules[f"chapter_{name}"])
-        self.names["run"] = run = TimedRun(name, profile, seed, keras.backend.backend(), "")
-        self.run_cell("settings = run.settings(")
-        self.settings: SimpleNamespace = self.names["settings"]
-        self.names["data"] = data = run.load_data(self.settings.data)
-        self.ratings = data.ratings
+        self.code = book.definitions(name)
+        run = chapter.Run(name, profile, seed, keras.backend.backend(), "")
+        self.seed = seed
+        self.settings: SimpleNamespace = run.settings(**self.code.SETTINGS)
+        self.data = run.load_data(self.settings.data)
+        self.ratings = self.data.ratings
         if max_users:
             self.ratings = self.ratings[self.ratings["user_id"] <= max_users]
         keras.utils.set_random_seed(seed)
 
-    def run_cell(self, text: str) -> None:
-        """Run the first code cell that holds `text`.
-
-        Raises:
-            ValueError: no cell does.
-        """
-        cell = next((cell for cell in self._cells if text in cell), None)
-        if cell is None:
-            raise ValueError(f"no cell of chapter {self.names['run'].name} holds {text!r}")
-        exec(cell, self.names)
-
-    def assign(self, variable: str) -> None:
-        """Run the chapter's statements that assign to `variable`, and nothing else."""
-        for node in ast.parse("".join(self._cells)).body:
-            targets = getattr(node, "targets", [getattr(node, "target", None)])
-            if any(isinstance(target, ast.Name) and target.id == variable for target in targets):
-                exec(compile(ast.Module([node], []), variable, "exec"), self.names)
-
-
-class NoEvaluation:
-    """Stands where the chapter evaluates after each epoch, and does nothing."""
-
-    best_epoch = 0
-
-    def __new__(cls, *_: Any, **__: Any) -> Any:
-        """A Keras callback with the attributes the chapters read."""
-        import keras
-
-        callback = keras.callbacks.Callback()
-        callback.best_epoch = 0
-        return callback
+    def split(self) -> Split:
+        """Protocol P's split of the ratings, in the catalogue of the whole data set."""
+        return leave_one_out(self.ratings, num_movies=self.data.num_movies)
 
 
 def ranking_documented(watch: Stopwatch, epochs: int, **how: Any) -> int:
     """Ratings an epoch of the documented ranking model."""
     chapter = Chapter("ranking", **how)
-    names, settings = chapter.names, chapter.settings
-    train = _random_split(chapter)
-    names["documented"](
-        train,
-        names["data"].num_users,
-        names["data"].num_movies,
+    settings, data = chapter.settings, chapter.data
+    x, y = chapter.code.arrays(_random_split(chapter), data.rating_scale)
+    chapter.code.documented(
+        x,
+        y,
+        data.num_users,
+        data.num_movies,
         dim=settings.dim,
         epochs=epochs,
         batch_size=settings.batch_size,
-        seed=42,
+        seed=chapter.seed,
         callbacks=[watch.callback()],
     )
-    return len(train)
+    return len(y)
 
 
 def ranking_features(watch: Stopwatch, epochs: int, **how: Any) -> int:
     """Ratings an epoch of the ranking model made right, with features."""
     chapter = Chapter("ranking", **how)
-    names, settings = chapter.names, chapter.settings
-    data = names["data"]
-    x, y = names["arrays"](_random_split(chapter))
-    model = names["new_feature_model"](
+    code, settings, data = chapter.code, chapter.settings, chapter.data
+    x, y = code.arrays(_random_split(chapter), data.rating_scale)
+    model = code.new_feature_model(
         x,
         y,
-        names["user_features"](data.users, data.num_users),
-        names["movie_features"](data.movies),
+        code.user_features(data.users, data.num_users),
+        code.movie_features(data.movies),
         dim=settings.wide,
         dropout=settings.dropout,
-        seed=42,
+        seed=chapter.seed,
     )
-    names["train"](
+    code.train(
         model,
         x,
         y,
@@ -178,35 +133,27 @@ def ranking_features(watch: Stopwatch, epochs: int, **how: Any) -> int:
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         decay=settings.decays[-1],
-        seed=42,
-        log=[watch.callback()],
+        seed=chapter.seed,
+        callbacks=[watch.callback()],
     )
     return len(y)
 
 
 def _random_split(chapter: Chapter) -> Any:
     """The training part of the ranking chapter's split."""
-    data = chapter.names["data"]
-    return chapter.names["random_split"](
-        chapter.ratings,
-        test_fraction=0.2,
-        seed=42,
-        num_users=data.num_users,
-        num_movies=data.num_movies,
-    ).train
+    return random_split(chapter.ratings, test_fraction=0.2, seed=42).train
 
 
 def retrieval_documented(watch: Stopwatch, epochs: int, **how: Any) -> int:
     """Ratings an epoch of the documented retrieval model."""
     chapter = Chapter("retrieval", **how)
-    names, settings = chapter.names, chapter.settings
     train = _random_split(chapter)
-    names["train_documented"](
-        names["DocumentedRetrieval"](names["data"].num_users, names["data"].num_movies),
+    chapter.code.train_documented(
+        chapter.code.DocumentedRetrieval(chapter.data.num_users, chapter.data.num_movies),
         train,
         epochs=epochs,
-        batch_size=settings.batch_size,
-        seed=42,
+        batch_size=chapter.settings.batch_size,
+        seed=chapter.seed,
         callbacks=[watch.callback()],
     )
     return len(train)
@@ -214,24 +161,22 @@ def retrieval_documented(watch: Stopwatch, epochs: int, **how: Any) -> int:
 
 def retrieval_softmax(watch: Stopwatch, epochs: int, **how: Any) -> int:
     """Users an epoch of the retrieval model made right, a softmax over the catalogue."""
+    import keras
+
     chapter = Chapter("retrieval", **how)
-    names, settings = chapter.names, chapter.settings
-    names["train_catalogue"](
-        names["CatalogueRetrieval"](
-            names["data"].num_users,
-            names["data"].num_movies,
-            settings.width,
-            settings.dropout,
-            True,
+    code, settings, data = chapter.code, chapter.settings, chapter.data
+    code.train_catalogue(
+        code.CatalogueRetrieval(
+            data.num_users, data.num_movies, settings.width, settings.dropout, True
         ),
         chapter.ratings,
         epochs=epochs,
         users_per_batch=settings.users_per_batch,
-        optimizer=names["keras"].optimizers.AdamW(
+        optimizer=keras.optimizers.AdamW(
             settings.learning_rate, weight_decay=settings.weight_decay
         ),
         smoothing=settings.smoothing,
-        seed=42,
+        seed=chapter.seed,
         callbacks=[watch.callback()],
     )
     return chapter.ratings["user_id"].nunique()
@@ -240,20 +185,19 @@ def retrieval_softmax(watch: Stopwatch, epochs: int, **how: Any) -> int:
 def multi_task_joint(watch: Stopwatch, epochs: int, **how: Any) -> int:
     """Pairs an epoch of the joint model made right."""
     chapter = Chapter("multi_task", **how)
-    names, settings = chapter.names, chapter.settings
-    data = names["data"]
-    model, start = names["compiled"](
-        names["JointModel"](data.num_users, data.num_movies, width=settings.width),
-        names["adamw"](),
+    code, settings, data = chapter.code, chapter.settings, chapter.data
+    model, start = code.compiled(
+        code.JointModel(data.num_users, data.num_movies, width=settings.width),
+        code.adamw(settings.learning_rate, settings.weight_decay),
     )
-    names["train"](
+    code.train(
         model,
         start,
         chapter.ratings,
-        names["task_weights_for"](settings.alphas[0], data.num_movies, 0.08),
+        code.task_weights_for(settings.alphas[0], data.num_movies, 0.08),
         epochs=epochs,
         batch_size=settings.batch,
-        seed=42,
+        seed=chapter.seed,
         callbacks=[watch.callback()],
     )
     size = min(settings.batch, len(chapter.ratings))
@@ -262,42 +206,79 @@ def multi_task_joint(watch: Stopwatch, epochs: int, **how: Any) -> int:
 
 def gru4rec(watch: Stopwatch, epochs: int, **how: Any) -> int:
     """Positions an epoch of GRU4Rec made right."""
-    chapter = prepared_gru4rec(lambda: [watch.callback()], **how)
-    chapter.settings.epochs = epochs
-    chapter.names["BestByNDCG"] = NoEvaluation
-    chapter.run_cell(GRU4REC_CELL)
-    return chapter.names["inputs"].size
+    return train_gru4rec(Chapter("gru4rec", **how), epochs, lambda *_: [watch.callback()])
 
 
 def sasrec(watch: Stopwatch, epochs: int, **how: Any) -> int:
     """Positions an epoch of SASRec made right."""
-    chapter = prepared_sasrec(lambda: [watch.callback()], **how)
-    chapter.settings.epochs = epochs
-    chapter.names["BestByNDCG"] = NoEvaluation
-    chapter.run_cell(SASREC_CELL)
-    training = chapter.names["training"]
-    return len(training) * training.batch_size * chapter.settings.context
+    return train_sasrec(Chapter("sasrec", **how), epochs, lambda *_: [watch.callback()])
 
 
-GRU4REC_CELL = '*run.callbacks("gru4rec")'
-SASREC_CELL = '*run.callbacks("sasrec")'
+#: Makes the callbacks of a `fit` from the recommender that is trained and the split.
+Watchers = Callable[[Any, Split], list[Any]]
 
 
-def prepared_gru4rec(callbacks: Callable[[], list[Any]], **how: Any) -> Chapter:
-    """The GRU4Rec chapter, ready for `run_cell(GRU4REC_CELL)`, which trains."""
-    chapter = Chapter("gru4rec", callbacks, **how)
-    chapter.names["split"] = chapter.names["leave_one_out"](chapter.ratings)
-    chapter.run_cell("inputs, targets = training_windows(train_histories, settings.length)")
-    return chapter
+def train_gru4rec(chapter: Chapter, epochs: int | None, watchers: Watchers) -> int:
+    """Train GRU4Rec as its chapter does, and return the positions of an epoch.
+
+    Args:
+        chapter: whose functions and settings are used.
+        epochs: how many; the profile's by default.
+        watchers: makes the callbacks.
+    """
+    code, settings = chapter.code, chapter.settings
+    split = chapter.split()
+    inputs, targets = training_windows(split.histories(before="validation"), settings.length)
+    model = code.GRU4Rec(
+        chapter.data.num_movies,
+        settings.width,
+        settings.units,
+        settings.dropout,
+        settings.ahead,
+    )
+    recommender = code.recommender_of(model, settings.length, "before")
+    code.train(
+        model,
+        inputs,
+        targets,
+        rate=settings.rate,
+        batch=settings.batch,
+        epochs=epochs or settings.epochs,
+        callbacks=watchers(recommender, split),
+    )
+    return inputs.size
 
 
-def prepared_sasrec(callbacks: Callable[[], list[Any]], **how: Any) -> Chapter:
-    """The SASRec chapter, ready for `run_cell(SASREC_CELL)`, which trains."""
-    chapter = Chapter("sasrec", callbacks, **how)
-    chapter.names["split"] = chapter.names["leave_one_out"](chapter.ratings)
-    chapter.assign("made_right_settings")
-    chapter.run_cell('"jax_threefry_partitionable"')
-    return chapter
+def train_sasrec(chapter: Chapter, epochs: int | None, watchers: Watchers) -> int:
+    """The same for SASRec."""
+    code, settings = chapter.code, chapter.settings
+    split = chapter.split()
+    model = new_sasrec(chapter)
+    draw = code.windows_with_shuffled_ties(
+        split.train, split.num_users, settings.context, chapter.seed
+    )
+    code.train_sasrec(
+        model,
+        draw,
+        learning_rate=settings.learning_rate,
+        average=settings.average,
+        batch_size=settings.batch_size,
+        epochs=epochs or settings.epochs,
+        seed=chapter.seed,
+        callbacks=watchers(code.score_latest_movies(model), split),
+    )
+    rows = len(draw(0)[0])
+    size = min(settings.batch_size, rows)
+    return rows // size * size * settings.context
+
+
+def new_sasrec(chapter: Chapter) -> Any:
+    """The chapter's SASRec with the settings of the model made right."""
+    return chapter.code.SASRec(
+        chapter.data.num_movies,
+        chapter.settings.context,
+        **chapter.code.made_right_settings(chapter.settings),
+    )
 
 
 #: Case: what trains it, and what its throughput is counted in.
@@ -325,19 +306,15 @@ def sasrec_beside_bare_loop(epochs: int, **how: Any) -> dict[str, dict[str, list
 
     bare_seconds: list[float] = []
     watch = Stopwatch(lambda: bare_seconds.append(bare.epoch()[1]))
-    chapter = prepared_sasrec(lambda: [watch.callback()], **how)
-    names, settings = chapter.names, chapter.settings
-    settings.epochs = epochs
-    names["BestByNDCG"] = NoEvaluation
-    inputs, targets = names["windows_with_shuffled_ties"](
-        names["split"].train, names["split"].num_users, settings.context, 42
+    chapter = Chapter("sasrec", **how)
+    code, settings, split = chapter.code, chapter.settings, chapter.split()
+    inputs, targets = code.windows_with_shuffled_ties(
+        split.train, split.num_users, settings.context, chapter.seed
     )(0)
     batch_size = min(settings.batch_size, len(inputs))
     full = len(inputs) // batch_size * batch_size
     inputs, targets = inputs[:full], targets[:full]
-    plain = names["SASRec"](
-        names["data"].num_movies, settings.context, **names["made_right_settings"]
-    )
+    plain = new_sasrec(chapter)
     plain.build((None, settings.context))
     bare = BareLoop(
         plain,
@@ -357,9 +334,9 @@ def sasrec_beside_bare_loop(epochs: int, **how: Any) -> dict[str, dict[str, list
             for name, seconds in taken.items()
         }
 
-    chapter.run_cell(SASREC_CELL)
+    train_sasrec(chapter, epochs, lambda *_: [watch.callback()])
     of_chapter = rates()
-    plain.compile(optimizer=names["made_right_adam"](settings.learning_rate, settings.average))
+    plain.compile(optimizer=code.made_right_adam(settings.learning_rate, settings.average))
     plain.fit(
         inputs,
         targets,

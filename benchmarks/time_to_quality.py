@@ -1,6 +1,6 @@
 """Seconds until validation NDCG@10 first reaches a goal on MovieLens 100K, ours and RecBole's.
 
-The clock starts with the chapter's training cell and stops after the evaluation that reaches the
+The clock starts with the chapter's training and stops after the evaluation that reaches the
 goal, so building, compiling and evaluating once an epoch are in it. As RecBole scores, seen movies
 compete: the figures are lower than the chapters', which leave them out.
 """
@@ -24,9 +24,10 @@ from benchmarks.recbole_peer import GOAL
 TARGET_TIMES = 10
 SEEDS = (42, 43, 44)
 
-MODELS: dict[str, tuple[Callable[..., Any], str]] = {
-    "SASRec": (throughput.prepared_sasrec, throughput.SASREC_CELL),
-    "GRU4Rec": (throughput.prepared_gru4rec, throughput.GRU4REC_CELL),
+#: Model: its chapter, and what trains it.
+MODELS: dict[str, tuple[str, Callable[..., int]]] = {
+    "SASRec": ("sasrec", throughput.train_sasrec),
+    "GRU4Rec": ("gru4rec", throughput.train_gru4rec),
 }
 
 
@@ -46,7 +47,7 @@ def curve_of(model: str, seed: int, goal: float, **how: Any) -> tuple[list[dict[
 
     Returns:
         The curve, and the source of the data. A point has `epoch`, `seconds` since the training
-        cell began, `training_seconds`, which is that without the evaluations, `ndcg` and
+        began, `training_seconds`, which is that without the evaluations, `ndcg` and
         `hit_rate`.
     """
     import keras
@@ -60,12 +61,9 @@ def curve_of(model: str, seed: int, goal: float, **how: Any) -> tuple[list[dict[
     class UntilGoal(keras.callbacks.Callback):
         """Stands where the chapter has `BestByNDCG`; seen movies compete here."""
 
-        best_epoch = 0
-
-        def __init__(self, recommender: Any, split: Any, **_: Any) -> None:
+        def __init__(self, recommender: Any, split: Any) -> None:
             super().__init__()
             self.recommender, self.split = recommender, split
-            self.history = curve
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             nonlocal evaluating
@@ -87,12 +85,11 @@ def curve_of(model: str, seed: int, goal: float, **how: Any) -> tuple[list[dict[
             )
             self.model.stop_training = result.ndcg >= goal
 
-    prepare, cell = MODELS[model]
-    chapter = prepare(list, seed=seed, **how)
-    chapter.names["BestByNDCG"] = UntilGoal
+    name, train = MODELS[model]
+    chapter = throughput.Chapter(name, seed=seed, **how)
     started = time.perf_counter()
-    chapter.run_cell(cell)
-    return curve, chapter.names["data"].source
+    train(chapter, None, lambda recommender, split: [UntilGoal(recommender, split)])
+    return curve, chapter.data.source
 
 
 def newest_peers(
@@ -123,9 +120,9 @@ def measure(quick: bool = False) -> list[Row]:
             found, peak = in_child(__name__, *arguments)
             curves.append(found["curve"])
             peaks.append(peak)
-        real = found["source"] != "synthetic"
+        real = found["source"] not in ("synthetic", "included")
         rows += rows_of(
-            model if real else f"{model} on synthetic data",
+            model if real else f"{model} on other data than 100K",
             curves,
             max(peaks),
             peers.get(model) if real else None,
