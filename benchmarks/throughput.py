@@ -16,6 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.measure import Row, finish, in_child
+from rectutor.sequences import training_windows
+from rectutor.splits import Split, leave_one_out, random_split
+
+sys.path.insert(0, str(ROOT / "tools"))
+import book
 
 BACKENDS = ("jax", "tensorflow", "torch")
 STRETCHES = 5
