@@ -20,7 +20,7 @@ from rectutor.sequences import training_windows
 from rectutor.splits import Split, leave_one_out, random_split
 
 sys.path.insert(0, str(ROOT / "tools"))
-import book  # noqa: E402
+import book
 
 BACKENDS = ("jax", "tensorflow", "torch")
 STRETCHES = 5
