@@ -763,43 +763,25 @@ for name, fact in {
 # places of all lists and count how often the movie in it was watched in the training part; the dashed
 # line does the same for the movies that were really watched next.
 
-
-# %%
-def draw_popularity(lists, target, counts):
-    """Share of places by the popularity of the movie, a line a recommender.
-
-    Args:
-        lists: name to `(num_users, k)` recommended movie ids.
-        target: `(num_users,)` movies watched next.
-        counts: `(num_movies + 1,)` how often each movie was watched.
-
-    Returns:
-        The figure.
-    """
-    fig, ax = plt.subplots(figsize=(7.5, 4.5))
-    edges = np.geomspace(1, counts.max(), 200).astype(int)
-    last = {"color": "black", "linestyle": "--"}
-    for name, movies in {**lists, "really watched next": target}.items():
-        watched = np.sort(counts[np.ravel(movies)])
-        share = np.searchsorted(watched, edges, side="right") / len(watched)
-        style = {} if name in lists else last
-        ax.plot(edges, 100 * share, label=name, **style)
-    ax.set(
-        xscale="log",
-        xlabel="popularity: times watched in the training part",
-        ylabel="recommended places at or below (%)",
-        title="How popular are the recommended movies?",
-    )
-    ax.legend(fontsize=9)
-    return fig
-
-
 # %% mystnb={"image": {"alt": "Cumulative share of recommended places by popularity of the movie, one line a loss, with the movies really watched next as a dashed line."}}
-fig = draw_popularity(
-    {name: results[name].recommendations for name in towers},
-    split.test["movie_id"],
-    watched_times,
+fig, ax = plt.subplots(figsize=(7.5, 4.5))
+edges = np.geomspace(1, watched_times.max(), 200).astype(int)
+lists = {name: results[name].recommendations for name in towers}
+for name, movies in {
+    **lists,
+    "really watched next": split.test["movie_id"],
+}.items():
+    times = np.sort(watched_times[np.ravel(movies)])
+    share = np.searchsorted(times, edges, side="right") / len(times)
+    style = {} if name in lists else {"color": "black", "linestyle": "--"}
+    ax.plot(edges, 100 * share, label=name, **style)
+ax.set(
+    xscale="log",
+    xlabel="popularity: times watched in the training part",
+    ylabel="recommended places at or below (%)",
+    title="How popular are the recommended movies?",
 )
+ax.legend(fontsize=9)
 run.show(fig, "popularity")
 
 # %% [markdown]
@@ -1166,15 +1148,14 @@ def nearest(candidates, movie, k, among):
         among: `(n,)` ids of the movies that may be neighbours.
 
     Returns:
-        `(k,)` movie ids, nearest first, and their cosines.
+        `(k,)` movie ids, nearest first.
     """
     lengths = np.linalg.norm(candidates, axis=1, keepdims=True)
     directions = candidates / lengths
     cosines = directions @ directions[movie]
     allowed = among[among != movie]
     order = np.argsort(-cosines[allowed], kind="stable")
-    best = allowed[order[:k]]
-    return best, cosines[best]
+    return allowed[order[:k]]
 
 
 # %%
@@ -1193,7 +1174,7 @@ others = [movie for movie in by_popularity.tolist() if movie not in liked]
 liked += others[: 3 - len(liked)]
 neighbours = {}
 for movie in liked:
-    found, _ = nearest(candidates, movie, 8, well_known)
+    found = nearest(candidates, movie, 8, well_known)
     neighbours[titles[movie]] = titles[found]
 run.show_table(
     pd.DataFrame(neighbours),
