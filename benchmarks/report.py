@@ -10,6 +10,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import pandas as pd
+from tabulate import tabulate
+
 from benchmarks.measure import GROUPS, ROOT, Row, newest
 
 PAGE = ROOT / "book" / "benchmarks.md"
@@ -84,12 +87,9 @@ def text_tables(rows: Iterable[Row]) -> str:
     """Rows as tables for a terminal, one a group, with the limits of unmet targets below."""
     parts = []
     for group, of_group in by_group(rows).items():
-        cells = [HEADER, *(list(cells_of(row).values()) for row in of_group)]
-        widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
-        parts += [f"\n{group}\n"]
         parts += [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in cells
+            f"\n{group}\n",
+            tabulate(map(cells_of, of_group), headers="keys", disable_numparse=True),
         ]
         parts += [f"limits {row.case}: {row.limit}" for row in of_group if row.limit]
     return "\n".join(parts)
@@ -97,10 +97,13 @@ def text_tables(rows: Iterable[Row]) -> str:
 
 def markdown_table(rows: Iterable[Row]) -> str:
     """Rows as a Markdown table; columns that are empty for all of them are left out."""
-    cells = [cells_of(row) for row in rows]
-    shown = [column for column in HEADER if any(line[column] for line in cells)]
-    lines = [shown, ["---"] * len(shown), *([line[column] for column in shown] for line in cells)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = pd.DataFrame(map(cells_of, rows))
+    return as_markdown(table.loc[:, (table != "").any()])
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """A table of text as Markdown."""
+    return tabulate(table, headers="keys", showindex=False, tablefmt="pipe", disable_numparse=True)
 
 
 def cells_of(row: Row) -> dict[str, str]:
@@ -124,9 +127,6 @@ def cells_of(row: Row) -> dict[str, str]:
         "runs": str(row.runs),
         "peak (MiB)": "" if row.peak_mib is None else f"{row.peak_mib:,.0f}",
     }
-
-
-HEADER = ["case", "ratio", "ours", "reference", "target", "met", "first (s)", "runs", "peak (MiB)"]
 
 
 def number(value: float) -> str:
@@ -176,32 +176,32 @@ def page(run: dict[str, Any], peers: dict[str, Any] | None, quality: list[Row]) 
 
 def targets_table(rows: list[Row]) -> str:
     """Every target with what was reached."""
-    lines = ["| what | case | target | reached | met |", "|---|---|---|---|---|"]
+    lines = []
     for row in rows:
         reached = with_unit(row.value, row.unit)
         if row.ratio is not None and str(row.target).endswith("times"):
             reached = f"{number(row.ratio)} times"
         met = "yes" if row.met else "no"
-        lines.append(f"| {row.group} | {row.case} | {row.target} | {reached} | {met} |")
-    return "\n".join(lines)
+        lines.append((row.group, row.case, row.target, reached, met))
+    return as_markdown(pd.DataFrame(lines, columns=["what", "case", "target", "reached", "met"]))
 
 
 def peers_table(peers: dict[str, Any]) -> str:
     """How the other library's trainings went."""
-    lines = [
+    table = pd.DataFrame(
+        {
+            "model": model["model"],
+            "ended by": model["ended"],
+            "epochs": str(model["curve"][-1]["epoch"]),
+            "seconds": number(model["curve"][-1]["seconds"]),
+            "best validation NDCG@10": f"{max(epoch['ndcg'] for epoch in model['curve']):.4f}",
+        }
+        for model in peers["models"]
+    )
+    return (
         f"How RecBole's trainings went (at most {peers['cap_minutes']:g} minutes each, on "
-        f"{peers['machine']['cpu']}, {peers['machine']['cores']} cores):\n",
-        "| model | ended by | epochs | seconds | best validation NDCG@10 |",
-        "|---|---|---|---|---|",
-    ]
-    for model in peers["models"]:
-        last = model["curve"][-1]
-        best = max(epoch["ndcg"] for epoch in model["curve"])
-        lines.append(
-            f"| {model['model']} | {model['ended']} | {last['epoch']} | "
-            f"{number(last['seconds'])} | {best:.4f} |"
-        )
-    return "\n".join(lines)
+        f"{peers['machine']['cpu']}, {peers['machine']['cores']} cores):\n\n{as_markdown(table)}"
+    )
 
 
 def described(run: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ class TestRow:
 
     def test_an_unmet_target_with_its_limit_is_fine(self):
         row = dataclasses.replace(ROW, target=">= 9", met=False, limit="the memory is too slow")
-        assert "| no |" in report.markdown_table([row])
+        assert "no" in report.markdown_table([row]).split()
 
 
 class TestMeasuring:
