@@ -4,12 +4,12 @@ usage: python -m tools.book run [--force] [NAME ...]   execute chapters that cha
        python -m tools.book render [--builder NAME]    render the book to _build/html
        python -m tools.book record                     take what was executed over into the tree
        python -m tools.book scripts [NAME ...]         run chapters as plain scripts
-       python -m tools.book list [--models]            print the notebooks in reading order
+       python -m tools.book list [--models|--readers]  print the notebooks in reading order
 
-A chapter's source is `notebooks/NAME.py`. Executing it writes `_build/executed/NAME.ipynb`, the same
-cells with their outputs, and `_build/results/NAME.json`, what it measured. The book is rendered from
-`_build/source`, which mirrors the tree: with what was executed where that is current, else with what
-is committed. Only `record` writes to files that git tracks.
+A chapter's source is `notebooks/NAME.py`. Executing it writes `_build/executed/NAME.ipynb`, the
+same cells with their outputs, and `_build/results/NAME.json`, what it measured. The book is
+rendered from `_build/source`, which mirrors the tree: with what was executed where that is current,
+else with what is committed. Only `record` writes to files that git tracks.
 """
 
 from __future__ import annotations
@@ -373,7 +373,7 @@ def stage() -> Path:
 
 
 def render(builder: str = "html") -> None:
-    """Render the book; a warning is an error, and so under `RECTUTOR_STRICT` is a stand-in's data."""
+    """Render the book; a warning is an error, and so, under `RECTUTOR_STRICT`, is made-up data."""
     source = stage()
     for file in sorted((source / "results").glob("*.json")) if is_on("RECTUTOR_STRICT") else ():
         data = json.loads(file.read_text(encoding="utf-8"))["data"]

@@ -8,8 +8,8 @@ usage: python -m tools.repository check                    does every file agree
 
 The place is `[tool.rectutor]` in `pyproject.toml`: `repository`, the `branch` that development
 happens on, and the `ref` (that branch, or an edition's tag) that installs, links and the book's
-buttons name. README, `_config.yml`, `CITATION.cff`, the pages and the notebooks repeat it, since each
-must stand alone. None of it changes what a chapter computes, so nothing is executed again.
+buttons name. README, `_config.yml`, `CITATION.cff`, the pages and the notebooks repeat it, since
+each must stand alone. None of it changes what a chapter computes, so nothing is executed again.
 """
 
 from __future__ import annotations
