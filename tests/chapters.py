@@ -1,38 +1,14 @@
 """The chapters as the tests see them: their files, and their classes and functions."""
 
-import ast
-import functools
 import sys
-import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = ROOT / "notebooks"
+if str(ROOT) not in sys.path:  # a script beside this file, and not pytest
+    sys.path.insert(0, str(ROOT))
 
-sys.path.insert(0, str(ROOT / "tools"))
-import book  # noqa: E402
+from tools.book import NOTEBOOKS, chapters, definitions, models, registry  # noqa: E402
 
-_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
+__all__ = ["NOTEBOOKS", "ROOT", "chapters", "definitions", "models", "names", "registry"]
 
-
-def names() -> list[str]:
-    """Every chapter, in the order of the table of contents."""
-    return book.chapters()
-
-
-@functools.cache
-def definitions(name: str) -> types.SimpleNamespace:
-    """The imports, classes and functions of a chapter, without running the rest of it.
-
-    The model contracts run on these, so a class or function of a chapter may lean on its
-    arguments and on imports only.
-    """
-    source = NOTEBOOKS / f"{name}.py"
-    tree = ast.parse(source.read_text(encoding="utf-8"), filename=str(source))
-    tree.body = [node for node in tree.body if isinstance(node, _DEFINITIONS)]
-    # a real module, so that Keras can save and load the chapter's classes by name
-    module = types.ModuleType(f"chapter_{name}")
-    module.__file__ = str(source)
-    sys.modules[module.__name__] = module
-    exec(compile(tree, str(source), "exec"), module.__dict__)
-    return types.SimpleNamespace(**module.__dict__)
+names = chapters

@@ -1,16 +1,15 @@
-"""Settings every test shares, and the counts that book/reliability.md shows."""
+"""Settings every test shares, and what becomes of tests whose library is missing."""
 
-import json
+import importlib.util
 import os
 import shutil
 import tempfile
-from collections import defaultdict
-from pathlib import Path
 
-from hypothesis import HealthCheck, is_hypothesis_test, settings
+import pytest
+from hypothesis import HealthCheck, settings
 
 # nothing a test does may touch the reader's own cache, results or environment choices
-for name in ("RECTUTOR_DATA", "RECTUTOR_PROFILE", "RECTUTOR_RESUME", "RECTUTOR_STRICT"):
+for name in ("RECTUTOR_DATA", "RECTUTOR_PROFILE", "RECTUTOR_STRICT"):
     os.environ.pop(name, None)
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -38,61 +37,14 @@ settings.register_profile(
 settings.register_profile("mutation", max_examples=10, deadline=None, derandomize=True)
 settings.load_profile(PROFILE)
 
-#: Markers whose tests the reliability page counts; property tests are found by themselves.
-COUNTED = ("fault", "bad_input", "property_test")
-
-
-def pytest_addoption(parser):
-    parser.addoption(
-        "--reliability", metavar="FILE", help="write the counts of the reliability page to FILE"
-    )
-
 
 def pytest_unconfigure():
     if COMPILED:  # only in the process that made it: workers are told of it
         shutil.rmtree(COMPILED, ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if is_hypothesis_test(getattr(item, "obj", None)):
-            item.add_marker("property_test")
-
-
-def pytest_runtest_makereport(item, call):
-    """Tell the process that counts which marked test this was (workers report to it)."""
-    if call.when == "call":
-        kinds = [kind for kind in COUNTED if item.get_closest_marker(kind)]
-        if kinds:
-            item.user_properties.append(("reliability", [kinds[0], Path(item.path).stem]))
-
-
-class Counter:
-    """Counts marked tests in the one process that sees every report."""
-
-    def __init__(self, config):
-        self.counts = defaultdict(lambda: {"passed": 0, "failed": 0})
-        self.file = Path(config.getoption("--reliability"))
-
-    def pytest_runtest_logreport(self, report):
-        if report.when != "call" or report.skipped:
-            return
-        for name, value in report.user_properties:
-            if name == "reliability":
-                kind, module = value
-                test = report.nodeid.split("::")[-1].split("[")[0]
-                self.counts[kind, module, test]["passed" if report.passed else "failed"] += 1
-
-    def pytest_sessionfinish(self):
-        rows = [
-            {"kind": kind, "module": module, "test": test, **count}
-            for (kind, module, test), count in sorted(self.counts.items())
-        ]
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
-
-def pytest_sessionstart(session):
-    config = session.config
-    if config.getoption("--reliability") and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Counter(config))
+def pytest_runtest_setup(item):
+    """A test that needs PyTorch is skipped without it; where `CI` is set it fails."""
+    if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
+        reason = "NOT TESTED: PyTorch is missing; `make setup-test` says how to get it"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)

@@ -112,6 +112,17 @@ def test_what_is_missing_is_named_with_what_there_is(
         getattr(book_results, write)(record, target)
 
 
+def test_best_is_the_highest_ndcg_and_the_lowest_error_of_a_recipe(record: dict[str, Any]) -> None:
+    models = record["models"]
+    models += [
+        {**models[0], "metrics": {"ndcg": {"value": 0.05, "low": None, "high": None}}},
+        {**models[1], "metrics": {"rmse": {"value": 0.3, "low": None, "high": None}}},
+    ]
+    assert book_results.format_best(record, "made right", "ndcg") == "0.096 [0.088, 0.105]"
+    assert book_results.format_best(record, "made right", "rmse") == "0.229"
+    assert book_results.format_best(record, "documented", "ndcg") == ""
+
+
 def test_target_without_a_chapter_is_refused() -> None:
     with pytest.raises(ValueError, match="does not read 'chapter:what'"):
         book_results.split_target("ndcg")
@@ -128,6 +139,18 @@ def test_actions_follow_the_title() -> None:
 def test_page_that_cannot_be_opened_in_colab_has_no_such_button() -> None:
     body = book_pages.insert_actions("<h1>T</h1>", {"notebook": "n.ipynb", "script": "n.py"})
     assert "Colab" not in body
+
+
+@pytest.mark.parametrize(
+    ("page", "edited"),
+    [
+        ("v0.2.0/notebooks/ranking.ipynb", "main/notebooks/ranking.py"),
+        ("v0.2.0/book/data.md", "main/book/data.md"),
+    ],
+)
+def test_an_editions_page_is_edited_on_the_branch_in_its_source(page: str, edited: str) -> None:
+    edit = "https://github.com/me/mybook/edit"
+    assert book_pages.edit_link(f"{edit}/{page}", "main") == f"{edit}/{edited}"
 
 
 def test_missing_figure_fails_a_strict_build(tmp_path: Path, record: dict[str, Any]) -> None:

@@ -1,34 +1,38 @@
 """Every chapter's script and notebook: the same cells, executed, tidy, complete."""
 
-import json
+import ast
+import functools
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
-from chapters import NOTEBOOKS, ROOT, names
+from chapters import NOTEBOOKS, ROOT, chapters, models, registry
+from jupytext.cli import jupytext as run_jupytext
 
 from rectutor import results
+from tools import repository
 
-sys.path.insert(0, str(ROOT / "tools"))
-import repository
-
-import book
-
-CHAPTERS = names()
-MODEL_CHAPTERS = [name for name in CHAPTERS if name != "leaderboard"]
+CHAPTERS = chapters()
+MODEL_CHAPTERS = models()
 MARKED = "nbval-check-output"
 
 
+@functools.cache
+def read(path, changed):
+    """A script or a notebook as cells; `changed` tells its versions apart."""
+    return jupytext.read(path) if path.suffix == ".py" else nbformat.read(path, as_version=4)
+
+
 def source(name):
-    return jupytext.read(NOTEBOOKS / f"{name}.py")
+    path = NOTEBOOKS / f"{name}.py"
+    return read(path, path.stat().st_mtime_ns)
 
 
 def executed(name):
-    return nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    path = NOTEBOOKS / f"{name}.ipynb"
+    return read(path, path.stat().st_mtime_ns)
 
 
 def tags(cell):
@@ -51,6 +55,8 @@ def texts(cell):
 def test_the_chapters_are_those_of_the_notebooks_folder():
     assert sorted(CHAPTERS) == sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
     assert sorted(CHAPTERS) == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    assert list(registry()) == CHAPTERS
+    assert sorted(MODEL_CHAPTERS) == sorted(p.stem for p in (ROOT / "results").glob("*.json"))
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -59,7 +65,7 @@ def test_script_and_notebook_hold_the_same_cells(name):
         [(cell.cell_type, cell.source, dict(cell.metadata)) for cell in notebook.cells]
         for notebook in (source(name), executed(name))
     ]
-    assert pair[0] == pair[1], f"run `make chapter NAME={name}`"
+    assert pair[0] == pair[1], f"{name}: run `make book` and `make record`"
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -163,7 +169,8 @@ def test_a_chapter_credits_its_source_and_ends_with_summary_and_references(name)
 def test_the_stored_results_belong_to_the_committed_notebook(name):
     stored = results.read(ROOT / "results" / f"{name}.json")
     assert stored["chapter"] == name
-    assert not stored["data"]["source"].startswith("synthetic")
+    assert stored["data"]["name"] in ("100k", "1m")
+    assert any(registry()[name]["metric"] in model["metrics"] for model in stored["models"])
     printed = "\n".join(text for cell in code_cells(executed(name)) for text in texts(cell))
     assert f"profile {stored['profile']}" in printed
     assert f"seed {stored['seed']}" in printed
@@ -190,7 +197,7 @@ def test_every_correction_is_shown_where_it_occurs_and_listed():
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_jupytext_syncs_and_converts_the_pair_from_another_folder(name, tmp_path):
+def test_jupytext_syncs_and_converts_the_pair_from_another_folder(name, tmp_path, monkeypatch):
     """`jupytext --sync` keeps the outputs, `jupytext --to py` gives the cells of the script."""
     (tmp_path / "notebooks").mkdir()
     for file in (NOTEBOOKS / f"{name}.py", NOTEBOOKS / f"{name}.ipynb", ROOT / "jupytext.toml"):
@@ -199,19 +206,15 @@ def test_jupytext_syncs_and_converts_the_pair_from_another_folder(name, tmp_path
     pair = tmp_path / "notebooks" / f"{name}.ipynb"
     script = pair.with_suffix(".py")
 
-    def run_jupytext(*arguments):
-        command = [sys.executable, "-m", "jupytext", *arguments]
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    run_jupytext("--sync", str(pair))
+    monkeypatch.chdir(tmp_path.parent)
+    assert run_jupytext(["--sync", "--quiet", str(pair)]) == 0
     kept = nbformat.read(pair, as_version=4)
     assert any(cell.get("outputs") for cell in kept.cells)
     cells = [cell.source for cell in source(name).cells]
     assert [cell.source for cell in jupytext.read(script).cells] == cells
-    as_script = run_jupytext("--to", "py:percent", "--output", "-", str(pair))
-    assert [cell.source for cell in jupytext.reads(as_script, "py:percent").cells] == cells
+    again = tmp_path / "again.py"
+    assert run_jupytext(["--to", "py:percent", "--quiet", "--output", str(again), str(pair)]) == 0
+    assert [cell.source for cell in jupytext.read(again).cells] == cells
 
 
 def test_a_cell_changed_on_one_side_is_noticed(tmp_path, monkeypatch):
@@ -223,89 +226,52 @@ def test_a_cell_changed_on_one_side_is_noticed(tmp_path, monkeypatch):
     script = tmp_path / f"{name}.py"
     script.write_text(script.read_text("utf-8") + "\n# %%\nprint('new')\n", encoding="utf-8")
     monkeypatch.setattr(sys.modules[__name__], "NOTEBOOKS", tmp_path)
-    with pytest.raises(AssertionError, match="make chapter"):
+    with pytest.raises(AssertionError, match="make record"):
         test_script_and_notebook_hold_the_same_cells(name)
 
 
-class TestRunner:
-    """tools/book.py on a tiny tree of its own."""
-
-    @pytest.fixture
-    def tree(self, tmp_path, monkeypatch):
-        (tmp_path / "notebooks").mkdir()
-        (tmp_path / "rectutor").mkdir()
-        (tmp_path / "rectutor" / "part.py").write_text("x = 1\n", encoding="utf-8")
-        (tmp_path / "_toc.yml").write_text(
-            "root: intro\nparts:\n- chapters:\n  - file: notebooks/one\n  - file: notebooks/two\n",
-            encoding="utf-8",
-        )
-        for name in ("one", "two"):
-            (tmp_path / "notebooks" / f"{name}.py").write_text(
-                f"# %% [markdown]\n# # {name}\n\n# %%\nprint('{name}')\n", encoding="utf-8"
-            )
-        for attribute, path in {
-            "ROOT": tmp_path,
-            "NOTEBOOKS": tmp_path / "notebooks",
-            "RESULTS": tmp_path / "results",
-            "STAMPS": tmp_path / "_build" / "executed",
-        }.items():
-            monkeypatch.setattr(book, attribute, path)
-        return tmp_path
-
-    def test_chapters_run_in_reading_order_and_only_when_changed(self, tree, capsys):
-        book.run([], force=False)
-        lines = capsys.readouterr().out.splitlines()
-        assert [line.split(":")[0] for line in lines] == ["[1/2] one"] * 2 + ["[2/2] two"] * 2
-        assert re.search(r"done in \d+ s", lines[1])
-        notebook = json.loads((tree / "notebooks" / "one.ipynb").read_text("utf-8"))
-        assert notebook["cells"][1]["outputs"][0]["text"] == ["one\n"]
-        book.run([], force=False)
-        assert capsys.readouterr().out.count("unchanged") == 2
-        script = tree / "notebooks" / "two.py"
-        script.write_text(script.read_text("utf-8") + "print(2)\n", encoding="utf-8")
-        book.run([], force=False)
-        out = capsys.readouterr().out
-        assert "one: unchanged" in out
-        assert "two: done" in out
-
-    def test_a_changed_package_makes_every_chapter_stale(self, tree, capsys):
-        book.run(["one"], force=False)
-        assert book.is_current("one")
-        (tree / "rectutor" / "part.py").write_text("x = 2\n", encoding="utf-8")
-        assert not book.is_current("one")
-
-    def test_a_failing_chapter_names_chapter_cell_and_error_and_keeps_the_old_pair(self, tree):
-        book.pair([])
-        before = (tree / "notebooks" / "one.ipynb").read_text("utf-8")
-        script = tree / "notebooks" / "one.py"
-        script.write_text(
-            script.read_text("utf-8") + "\n# %%\nscores = {}\nscores['x']\n", encoding="utf-8"
-        )
-        with pytest.raises(book.ChapterError) as failure:
-            book.run([], force=False)
-        assert "chapter one, code cell 2 of 2: KeyError: 'x'" in str(failure.value)
-        assert "scores['x']" in str(failure.value)
-        assert (tree / "notebooks" / "one.ipynb").read_text("utf-8") == before
-        assert not (tree / "notebooks" / "two.ipynb").read_text("utf-8").count("stream")
-
-    def test_an_unknown_chapter_is_named(self, tree):
-        with pytest.raises(book.ChapterError, match="no chapter 'three'; choose from one, two"):
-            book.run(["three"], force=False)
-
-    def test_scripts_run_and_a_failing_one_stops(self, tree, capfd):
-        book.run_scripts(["one"])
-        assert "one" in capfd.readouterr().out
-        (tree / "notebooks" / "one.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
-        with pytest.raises(book.ChapterError, match="exit status 3"):
-            book.run_scripts([])
-
-    def test_publishing_refuses_synthetic_results(self, tree):
-        (tree / "results").mkdir()
-        stored = {"data": {"source": "synthetic (seed 42)"}}
-        (tree / "results" / "one.json").write_text(json.dumps(stored), encoding="utf-8")
-        with pytest.raises(book.ChapterError, match="measured on synthetic data"):
-            book.refuse_synthetic()
+def lines_of_code(text):
+    """The lines of a cell that are neither blank nor a comment."""
+    lines = (line.strip() for line in text.splitlines())
+    return sum(bool(line) and not line.startswith("#") for line in lines)
 
 
-def test_paths_are_found_from_the_file_not_the_working_directory():
-    assert Path(book.ROOT) == ROOT
+def model_classes(name):
+    """The classes of a chapter that derive from `keras.Model`, with the body of their cell."""
+    found = {}
+    for cell in code_cells(source(name)):
+        body = ast.parse(cell.source).body
+        for node in body:
+            bases = [ast.unparse(base) for base in getattr(node, "bases", ())]
+            if any(base in ("keras.Model", "Model") or base in found for base in bases):
+                found[node.name] = body
+    return found
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_no_cell_is_longer_than_a_screen(name):
+    too_long = []
+    for number, cell in enumerate(code_cells(source(name)), start=1):
+        body = ast.parse(cell.source).body
+        limit = 60 if len(body) == 1 and isinstance(body[0], ast.ClassDef) else 40
+        if (lines := lines_of_code(cell.source)) > limit:
+            too_long.append(f"code cell {number}: {lines} lines of at most {limit}")
+    assert too_long == []
+
+
+@pytest.mark.parametrize("name", MODEL_CHAPTERS)
+def test_a_model_stands_alone_in_its_cell(name):
+    classes = model_classes(name)
+    assert classes
+    assert {model: len(body) for model, body in classes.items() if len(body) > 1} == {}
+
+
+@pytest.mark.parametrize("name", MODEL_CHAPTERS)
+def test_results_are_saved_once_after_everything_was_measured(name):
+    """So a chapter that is stopped on its way leaves the older results as they were."""
+    cells = [cell.source for cell in code_cells(source(name))]
+    saving = [number for number, text in enumerate(cells) if "run.save(" in text]
+    assert len(saving) == 1
+    assert "\nrun.save()" in f"\n{cells[saving[0]]}"
+    later = "\n".join(cells[saving[0] + 1 :])
+    assert not re.search(r"\brun\.(record|fact|test)\(", later)

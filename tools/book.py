@@ -1,67 +1,141 @@
-"""Execute the chapters and render the book.
+"""Execute the chapters, render the book, and record what was executed.
 
-usage: python tools/book.py run [--force] [NAME ...]   execute chapters that changed, in order
-       python tools/book.py render                     render _build/html from what was executed
-       python tools/book.py pair [NAME ...]            write missing .ipynb files, without outputs
-       python tools/book.py scripts [NAME ...]         run chapters as plain scripts
-       python tools/book.py list                       print the notebooks in reading order
+usage: python -m tools.book run [--force] [NAME ...]   execute chapters that changed, in order
+       python -m tools.book render [--builder NAME]    render the book to _build/html
+       python -m tools.book record                     take what was executed over into the tree
+       python -m tools.book scripts [NAME ...]         run chapters as plain scripts
+       python -m tools.book list [--models|--readers]  print the notebooks in reading order
 
-Each chapter's source is `notebooks/NAME.py`; executing it writes `notebooks/NAME.ipynb`, the same
-cells with their outputs, which is what the book renders and what Colab opens.
+A chapter's source is `notebooks/NAME.py`. Executing it writes `_build/executed/NAME.ipynb`, the
+same cells with their outputs, and `_build/results/NAME.json`, what it measured. The book is
+rendered from `_build/source`, which mirrors the tree: with what was executed where that is current,
+else with what is committed. Only `record` writes to files that git tracks.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import functools
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import time
+import tomllib
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
 import yaml
 
+from rectutor import results
 from rectutor.environment import is_on, write_text
+from tools.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "results"
-STAMPS = ROOT / "_build" / "executed"
-RENDERED = ROOT / "_build" / "rendered.json"
+BUILD = ROOT / "_build"
 
-#: What decides a chapter's outputs besides its source and the package.
+#: What decides a chapter's outputs besides source, package, libraries and data.
 ENVIRONMENT = ("KERAS_BACKEND", "RECTUTOR_DATA", "RECTUTOR_PROFILE", "RECTUTOR_SEED")
 
-#: The chapter that reads what the others stored.
-LEADERBOARD = "leaderboard"
+#: What names the edition in a chapter and in the package, and changes nothing that they compute.
+EDITION = re.compile(rb'git\+https://[^"\s]+|(?<=^__version__ = )".*"', re.MULTILINE)
+
+#: The data sets whose results may be recorded.
+BOOK_DATA = ("100k", "1m")
+
+#: How the source begins of data that stands in where those cannot be had.
+STAND_INS = ("synthetic", "included")
 
 
 class ChapterError(Exception):
-    """A chapter failed; the message names the chapter, the cell and the error."""
+    """A chapter failed or is not ready; the message names the chapter and what is wrong."""
 
 
 def chapters() -> list[str]:
     """The chapters in reading order, as `_toc.yml` lists them."""
-    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    listed: list[str] = []
 
-    def walk(node: object) -> None:
+    def walk(node: object) -> Iterator[str]:
         if isinstance(node, dict):
-            file = node.get("file")
-            if isinstance(file, str) and file.startswith("notebooks/"):
-                listed.append(Path(file).stem)
-            for value in node.values():
-                walk(value)
-        elif isinstance(node, list):
-            for value in node:
-                walk(value)
+            file = node.get("file", "")
+            if str(file).startswith("notebooks/"):
+                yield Path(file).stem
+        for value in node.values() if isinstance(node, dict) else node:
+            if isinstance(value, dict | list):
+                yield from walk(value)
 
-    walk(contents)
-    return listed
+    return list(walk(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))))
+
+
+def registry() -> dict[str, dict[str, Any]]:
+    """What `notebooks/chapters.toml` says of each chapter, in reading order.
+
+    Returns:
+        By name: `title`, `promise` (a sentence), and either `metric`, the one its headline is told
+        in, or `reads = true` for a chapter that only reads what the others measured.
+
+    Raises:
+        ChapterError: the registry and `_toc.yml` do not name the same chapters, or an entry lacks
+            something.
+    """
+    file = NOTEBOOKS / "chapters.toml"
+    known = tomllib.loads(file.read_text(encoding="utf-8"))
+    listed = chapters()
+    for name in {*known} ^ {*listed}:
+        there, lacking = ("_toc.yml", file.name) if name in listed else (file.name, "_toc.yml")
+        raise ChapterError(f"chapter {name!r} is in {there} and not in {lacking}: add it there")
+    for name, entry in known.items():
+        missing = {"title", "promise"} - entry.keys()
+        if missing or ("metric" in entry) == bool(entry.get("reads")):
+            raise ChapterError(
+                f"{file.name}, [{name}]: give title, promise, and either metric or reads = true"
+            )
+    return {name: known[name] for name in listed}
+
+
+def models() -> list[str]:
+    """The chapters that measure models of their own, in reading order."""
+    return [name for name, entry in registry().items() if not entry.get("reads")]
+
+
+def chosen(names: list[str]) -> list[str]:
+    """The named chapters in reading order; all of them when none is named."""
+    listed = list(registry())
+    unknown = [name for name in names if name not in listed]
+    if unknown:
+        raise ChapterError(f"no chapter {unknown[0]!r}; choose from {', '.join(listed)}")
+    return [name for name in listed if not names or name in names]
+
+
+@functools.cache
+def definitions(name: str) -> types.SimpleNamespace:
+    """The imports, classes and functions of a chapter, without running the rest of it.
+
+    A class or function of a chapter may lean on its arguments and on imports only.
+    """
+    source = NOTEBOOKS / f"{name}.py"
+    tree = ast.parse(source.read_text(encoding="utf-8"), filename=str(source))
+    kept = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
+    tree.body = [node for node in tree.body if isinstance(node, kept)]
+    # a real module, so that Keras can save and load the chapter's classes by name
+    module = types.ModuleType(f"chapter_{name}")
+    module.__file__ = str(source)
+    sys.modules[module.__name__] = module
+    exec(compile(tree, str(source), "exec"), module.__dict__)
+    return types.SimpleNamespace(**module.__dict__)
+
+
+# --- executing
 
 
 def read_source(name: str) -> nbformat.NotebookNode:
@@ -82,43 +156,96 @@ def read_source(name: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def write_notebook(notebook: nbformat.NotebookNode, name: str) -> None:
-    """Write the pair in one step."""
+def write(notebook: nbformat.NotebookNode) -> str:
+    """A valid notebook as the text of its file."""
     nbformat.validate(notebook)
-    write_text(nbformat.writes(notebook) + "\n", NOTEBOOKS / f"{name}.ipynb")
+    return nbformat.writes(notebook) + "\n"
+
+
+@functools.cache
+def libraries() -> bytes:
+    """The installed version of every library that the book pins, and of the backend in use."""
+    pins = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    names = {*re.findall(r"^([\w.-]+)==", pins, re.MULTILINE), os.environ.get("KERAS_BACKEND")}
+    found = []
+    for name in sorted(filter(None, names)):
+        try:
+            found.append(f"{name}=={importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue  # another system's, or a test's
+    return "\n".join(found).encode()
 
 
 def digest(name: str) -> str:
     """What the chapter's outputs depend on, in one hash."""
-    files = [NOTEBOOKS / f"{name}.py", *sorted((ROOT / "rectutor").glob("*.py"))]
-    if name == LEADERBOARD:
-        files += sorted(RESULTS.glob("*.json"))
-    content = hashlib.sha256()
+    package = [path for path in (ROOT / "rectutor").rglob("*") if path.is_file()]
+    files = [
+        NOTEBOOKS / f"{name}.py",
+        *sorted(path for path in package if "__pycache__" not in path.parts),
+    ]
+    if registry()[name].get("reads"):
+        fresh = {other: BUILD / "results" / f"{other}.json" for other in models()}
+        files += [path if path.is_file() else RESULTS / path.name for path in fresh.values()]
+    own = os.environ.get("RECTUTOR_DATA")
+    if own:
+        files.append(Path(own))
+    content = hashlib.sha256(libraries() + platform.python_version().encode())
     for file in files:
-        content.update(f"\0{file.name}\0".encode() + file.read_bytes())
+        text = file.read_bytes() if file.is_file() else b""
+        content.update(f"\0{file.name}\0".encode() + EDITION.sub(b"", text))
     for variable in ENVIRONMENT:
         content.update(f"\0{variable}={os.environ.get(variable, '')}".encode())
     return content.hexdigest()
 
 
-def is_current(name: str) -> bool:
-    """Whether the chapter was executed here from just this source, package and environment."""
-    stamp = STAMPS / f"{name}.json"
-    if not stamp.is_file() or not (NOTEBOOKS / f"{name}.ipynb").is_file():
-        return False
+def stamp(name: str) -> dict[str, Any]:
+    """What is known of the last execution here; empty when there was none."""
     try:
-        known = json.loads(stamp.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return bool(known.get("digest") == digest(name))
+        return dict(json.loads((BUILD / "executed" / f"{name}.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
-def execute(name: str) -> float:
-    """Execute one chapter and write its notebook; returns the seconds it took."""
+def results_hash(name: str) -> str:
+    """Tells one results file of this build from another; empty where there is none."""
+    file = BUILD / "results" / f"{name}.json"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def is_current(name: str) -> bool:
+    """Whether the chapter was executed here as it would be now, and its results are still there."""
+    known = stamp(name)
+    return (
+        (BUILD / "executed" / f"{name}.ipynb").is_file()
+        and known.get("digest") == digest(name)
+        and known.get("results") == results_hash(name)
+    )
+
+
+def cell_seconds(name: str) -> list[float]:
+    """How long each code cell took the last time, here or when the book was recorded."""
+    profile = os.environ.get("RECTUTOR_PROFILE", "")
+    known = stamp(name)
+    if known and known.get("profile") == profile:
+        return list(known["cells"])
+    recorded = NOTEBOOKS / "times.json"
+    if profile in ("", "quick") and recorded.is_file():
+        return list(json.loads(recorded.read_text(encoding="utf-8")).get(name, []))
+    return []
+
+
+def execute(name: str, progress: Progress) -> float:
+    """Execute one chapter into `_build`; returns the seconds it took."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     notebook = read_source(name)
+    seconds: list[float] = []
+
+    def executed(cell: object, cell_index: int, execute_reply: object) -> None:
+        seconds.append(time.perf_counter() - started - sum(seconds))
+        progress.cell(len(seconds) - 1)
+
     client = NotebookClient(
         notebook,
         timeout=None,
@@ -127,24 +254,36 @@ def execute(name: str) -> float:
         coalesce_streams=True,
         extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
         resources={"metadata": {"path": str(NOTEBOOKS)}},
+        on_cell_executed=executed,
     )
-    started = time.perf_counter()
     before = digest(name)
+    progress.start(name, sum(is_code(cell) for cell in notebook.cells))
+    started = time.perf_counter()
     try:
-        client.execute()
+        client.execute(env=os.environ | {"RECTUTOR_RESULTS": str(BUILD / "results")})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise ChapterError(describe_failure(name, notebook, error)) from None
-    seconds = time.perf_counter() - started
-    write_notebook(notebook, name)
-    STAMPS.mkdir(parents=True, exist_ok=True)
-    stamp = {"digest": before, "seconds": round(seconds, 1)}
-    (STAMPS / f"{name}.json").write_text(json.dumps(stamp), encoding="utf-8")
-    return seconds
+    took = time.perf_counter() - started
+    write_text(write(notebook), BUILD / "executed" / f"{name}.ipynb")
+    known = {
+        "digest": before,
+        "results": results_hash(name),
+        "profile": os.environ.get("RECTUTOR_PROFILE", ""),
+        "seconds": round(took, 1),
+        "cells": [round(one, 2) for one in seconds],
+    }
+    write_text(json.dumps(known), BUILD / "executed" / f"{name}.json")
+    return took
+
+
+def is_code(cell: nbformat.NotebookNode) -> bool:
+    """Whether a cell is executed."""
+    return bool(cell.cell_type == "code" and cell.source.strip())
 
 
 def describe_failure(name: str, notebook: nbformat.NotebookNode, error: Exception) -> str:
     """Chapter, cell and error of a failed run, with the cell's source."""
-    code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code_cells = [cell for cell in notebook.cells if is_code(cell)]
     for number, cell in enumerate(code_cells, start=1):
         for output in cell.get("outputs", []):
             if output.output_type == "error":
@@ -156,71 +295,156 @@ def describe_failure(name: str, notebook: nbformat.NotebookNode, error: Exceptio
     return f"chapter {name}: {type(error).__name__}: {error}"
 
 
-def chosen(names: list[str]) -> list[str]:
-    """The named chapters in reading order; all of them when none is named."""
-    listed = chapters()
-    unknown = [name for name in names if name not in listed]
-    if unknown:
-        raise ChapterError(f"no chapter {unknown[0]!r}; choose from {', '.join(listed)}")
-    return [name for name in listed if not names or name in names]
-
-
 def run(names: list[str], force: bool) -> None:
     """Execute the named chapters (all when none is named), those that changed only."""
     wanted = chosen(names)
-    for number, name in enumerate(wanted, start=1):
-        place = f"[{number}/{len(wanted)}] {name}"
-        if not force and is_current(name):
-            print(f"{place}: unchanged since it was last executed", flush=True)
-            continue
-        print(f"{place}: executing ...", flush=True)
-        seconds = execute(name)
-        print(f"{place}: done in {seconds:.0f} s", flush=True)
+    reads = [name for name, entry in registry().items() if entry.get("reads")]
+    stale = [name for name in wanted if force or not is_current(name)]
+    # what is measured anew makes the chapters stale that read it
+    stale = [name for name in wanted if name in stale or (name in reads and stale)]
+    with Progress({name: cell_seconds(name) for name in stale}) as progress:
+        for name in wanted:
+            if not force and is_current(name):
+                progress.say(f"{name}: unchanged since it was last executed")
+                continue
+            seconds = execute(name, progress)
+            progress.say(f"{name}: done in {seconds:.0f} s")
 
 
 def run_scripts(names: list[str]) -> None:
     """Run the named chapters (all when none is named) as scripts, stopping at the first failure."""
+    environment = {"RECTUTOR_RESULTS": str(BUILD / "scripts")} | os.environ
     for name in chosen(names):
         print(f"--- python notebooks/{name}.py", flush=True)
-        script = NOTEBOOKS / f"{name}.py"
-        done = subprocess.run([sys.executable, str(script)], cwd=ROOT, check=False)
+        command = [sys.executable, str(NOTEBOOKS / f"{name}.py")]
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
         if done.returncode:
             raise ChapterError(f"notebooks/{name}.py ended with exit status {done.returncode}")
 
 
-def pair(names: list[str]) -> None:
-    """Write a notebook without outputs for each chapter that has none, so the book can render."""
-    for name in names or chapters():
-        if not (NOTEBOOKS / f"{name}.ipynb").is_file():
-            write_notebook(read_source(name), name)
-            print(f"wrote notebooks/{name}.ipynb without outputs")
+# --- rendering
 
 
-def refuse_synthetic() -> None:
-    """Raise if a chapter ran on synthetic data; for publishing, where `RECTUTOR_STRICT` is set."""
-    for file in sorted(RESULTS.glob("*.json")):
-        source = json.loads(file.read_text(encoding="utf-8"))["data"]["source"]
-        if source.startswith("synthetic"):
+def executed_notebook(name: str) -> str:
+    """The text of what was executed, with the cells as the script has them now.
+
+    They differ at most in the edition that the first cell names.
+    """
+    notebook = nbformat.read(BUILD / "executed" / f"{name}.ipynb", as_version=4)
+    for cell, current in zip(notebook.cells, read_source(name).cells, strict=True):
+        cell.source = current.source
+    return write(notebook)
+
+
+def stage() -> Path:
+    """Mirror in `_build/source` what the book is rendered from; returns that folder.
+
+    A file is written only if it changed, since Sphinx reads again what is newer.
+    """
+    source = BUILD / "source"
+    files = [ROOT / "_config.yml", ROOT / "_toc.yml", NOTEBOOKS / "chapters.toml"]
+    files += [path for path in (ROOT / "book").rglob("*") if path.is_file()]
+    wanted = {
+        source / path.relative_to(ROOT): path.read_bytes()
+        for path in files
+        if "__pycache__" not in path.parts
+    }
+    for name in chapters():
+        current, committed = is_current(name), NOTEBOOKS / f"{name}.ipynb"
+        if current:
+            text = executed_notebook(name).encode()
+        elif committed.is_file():
+            text = committed.read_bytes()
+        else:
+            text = write(read_source(name)).encode()
+        wanted[source / "notebooks" / f"{name}.ipynb"] = text
+        wanted[source / "notebooks" / f"{name}.py"] = (NOTEBOOKS / f"{name}.py").read_bytes()
+        measured = (BUILD / "results" if current else RESULTS) / f"{name}.json"
+        if measured.is_file():
+            wanted[source / "results" / measured.name] = measured.read_bytes()
+    for path, content in wanted.items():
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    for path in source.rglob("*"):
+        if path.is_file() and path not in wanted and "__pycache__" not in path.parts:
+            path.unlink()
+    return source
+
+
+def render(builder: str = "html") -> None:
+    """Render the book; a warning is an error, and so, under `RECTUTOR_STRICT`, is made-up data."""
+    source = stage()
+    for file in sorted((source / "results").glob("*.json")) if is_on("RECTUTOR_STRICT") else ():
+        data = json.loads(file.read_text(encoding="utf-8"))["data"]
+        if data["source"].startswith(STAND_INS):
             raise ChapterError(
-                f"{file.relative_to(ROOT)} was measured on synthetic data and RECTUTOR_STRICT is "
-                "set; run the chapter again where MovieLens can be had"
+                f"chapter {file.stem} ran on {data['name']} from {data['source']} and "
+                "RECTUTOR_STRICT is set; run it again where MovieLens can be had"
             )
-
-
-def render() -> None:
-    """Render the book; any warning is an error."""
-    if is_on("RECTUTOR_STRICT"):
-        refuse_synthetic()
-    program = Path(sys.executable).with_name("jupyter-book")
-    command = [str(program), "build", "-W", "--keep-going", str(ROOT)]
+    program = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "build", "-W", "--keep-going", str(source)]
+    command += ["--path-output", str(ROOT), "--builder", builder]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     started = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     if done.returncode:
         raise ChapterError("the book did not render without warnings; the first one is above")
     seconds = round(time.perf_counter() - started, 1)
-    RENDERED.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
-    print("\nThe book is in _build/html: open _build/html/index.html in a browser.")
+    if builder == "html":
+        write_text(json.dumps({"seconds": seconds}), BUILD / "rendered.json")
+        print("\nThe book is in _build/html: open _build/html/index.html in a browser.")
+
+
+# --- recording
+
+
+def why_not(name: str) -> str:
+    """Why what was executed of a chapter cannot be recorded; empty when it can."""
+    if not stamp(name):
+        return "has not been executed here: run `make book`"
+    if not is_current(name):
+        return "has changed since it was executed, or its surroundings have: run `make book`"
+    entry = registry()[name]
+    if entry.get("reads"):
+        return ""
+    try:
+        measured = results.read(BUILD / "results" / f"{name}.json")
+    except (OSError, ValueError) as error:
+        return f"is incomplete: {error}"
+    data = measured["data"]
+    if data["name"] not in BOOK_DATA or data["source"].startswith(STAND_INS):
+        return f"ran on {data['name']} from {data['source']}, not on MovieLens 100k or 1m"
+    if not any(entry["metric"] in model["metrics"] for model in measured["models"]):
+        return f"is incomplete: no model of it has the metric {entry['metric']!r}"
+    return ""
+
+
+def record() -> None:
+    """Take the executed chapters over into the tree, with all that shows what they measured.
+
+    Raises:
+        ChapterError: something is not fit to be recorded; then nothing is changed.
+    """
+    found = {name: why_not(name) for name in registry()}
+    reasons = [f"chapter {name} {reason}" for name, reason in found.items() if reason]
+    if reasons:
+        raise ChapterError("\n       ".join(["nothing was recorded", *reasons]))
+    for name in registry():
+        write_text(executed_notebook(name), NOTEBOOKS / f"{name}.ipynb")
+        measured = BUILD / "results" / f"{name}.json"
+        if name in models():
+            write_text(measured.read_text(encoding="utf-8"), RESULTS / measured.name)
+    lines = [f'"{name}": {json.dumps(stamp(name)["cells"])}' for name in registry()]
+    write_text("{\n" + ",\n".join(lines) + "\n}\n", NOTEBOOKS / "times.json")
+    pages = ["tools.readme"]
+    if (ROOT / "benchmarks" / "report.py").is_file():
+        pages.append("benchmarks.report")
+    for page in pages:
+        done = subprocess.run([sys.executable, "-m", page, "write"], cwd=ROOT, check=False)
+        if done.returncode:
+            raise ChapterError(f"`python -m {page} write` failed; what it says is above")
+    print(f"recorded {', '.join(registry())}; `git diff --stat` shows what changed")
 
 
 def main() -> int:
@@ -230,22 +454,28 @@ def main() -> int:
     running = commands.add_parser("run", help="execute chapters that changed")
     running.add_argument("--force", action="store_true", help="execute unchanged ones too")
     running.add_argument("names", nargs="*")
-    commands.add_parser("render", help="render _build/html")
-    commands.add_parser("list", help="print the notebooks in reading order")
+    rendering = commands.add_parser("render", help="render _build/html")
+    rendering.add_argument("--builder", default="html")
+    commands.add_parser("record", help="take what was executed over into the tree")
     commands.add_parser("scripts", help="run as scripts").add_argument("names", nargs="*")
-    commands.add_parser("pair", help="write missing notebooks").add_argument("names", nargs="*")
+    listing = commands.add_parser("list", help="print the notebooks in reading order")
+    listing.add_argument("--models", action="store_true", help="not those that only read")
+    listing.add_argument("--readers", action="store_true", help="those that only read")
     arguments = parser.parse_args()
     try:
         if arguments.command == "run":
             run(arguments.names, arguments.force)
-        elif arguments.command == "list":
-            print(*(f"notebooks/{name}.ipynb" for name in chapters()), sep="\n")
+        elif arguments.command == "render":
+            render(arguments.builder)
+        elif arguments.command == "record":
+            record()
         elif arguments.command == "scripts":
             run_scripts(arguments.names)
-        elif arguments.command == "pair":
-            pair(arguments.names)
         else:
-            render()
+            names = models() if arguments.models else list(registry())
+            if arguments.readers:
+                names = [name for name in names if name not in models()]
+            print(*(f"notebooks/{name}.ipynb" for name in names), sep="\n")
     except ChapterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,19 +3,22 @@
 # arguments say, then the package. uv does it where it is installed, pip otherwise.
 set -eu
 
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "error: $PYTHON is $("$PYTHON" --version 2>&1); the book needs Python 3.11 or newer:" \
-        "make PYTHON=python3.12 ..." >&2
+"$PYTHON" -c 'import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 14))' || {
+    echo "error: $PYTHON is $("$PYTHON" --version 2>&1); the pinned requirements install on Python" \
+        "3.11 (from 3.11.5), 3.12 and 3.13: make PYTHON=python3.12 ..." >&2
     exit 1
 }
+python() { # that of the environment; on Windows it lies elsewhere
+    if [ -x "$VENV/bin/python" ]; then echo "$VENV/bin/python"; else echo "$VENV/Scripts/python.exe"; fi
+}
 if command -v uv >/dev/null 2>&1; then
-    [ -x "$VENV/bin/python" ] || uv venv --quiet --seed --python "$PYTHON" "$VENV"
+    [ -x "$(python)" ] || uv venv --quiet --seed --python "$PYTHON" "$VENV"
     echo "installing into $VENV with uv: $*"
-    uv pip install --quiet --python "$VENV/bin/python" "$@"
-    uv pip install --quiet --python "$VENV/bin/python" --no-deps --editable .
+    uv pip install --quiet --python "$(python)" "$@"
+    uv pip install --quiet --python "$(python)" --no-deps --editable .
 else
-    [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+    [ -x "$(python)" ] || "$PYTHON" -m venv "$VENV"
     echo "installing into $VENV with pip (some minutes the first time): $*"
-    "$VENV/bin/python" -m pip install --quiet "$@"
-    "$VENV/bin/python" -m pip install --quiet --no-deps --editable .
+    "$(python)" -m pip install --quiet "$@"
+    "$(python)" -m pip install --quiet --no-deps --editable .
 fi

@@ -2,7 +2,8 @@
 
 - MathJax and its fonts from the book itself (the files of `sphinx-mathjax-offline`).
 - On every chapter: "Open in Colab", the notebook and the script to download, in the page and in the
-  header's menu; "suggest edit" leads to the script, which is the chapter's source.
+  header's menu; "suggest edit" leads to the script, which is the chapter's source. On every page it
+  leads to the branch that is edited, whichever edition the page is of.
 - No request to another host: scripts the book has no use for are taken out.
 - Roles that assistive technology would stumble over are taken off.
 """
@@ -85,6 +86,10 @@ def add_notebook_buttons(
     doctree: nodes.document | None,
 ) -> None:
     """Offer the page as a script, and lead "suggest edit" to the script."""
+    for group in context.get("header_buttons", ()):
+        for button in group.get("buttons", ()):
+            if button.get("label") == "source-edit-button":
+                button["url"] = edit_link(button["url"], app.config.edit_branch)
     if doctree is None or not is_notebook(app, pagename):
         return
     sources = context["pathto"]("_sources", 1)
@@ -98,8 +103,6 @@ def add_notebook_buttons(
         for button in group.get("buttons", ()):
             if button.get("text") == "Colab":
                 links["colab"] = button["url"]
-            if button.get("label") == "source-edit-button" and pagename.startswith("notebooks/"):
-                button["url"] = re.sub(r"\.ipynb$", ".py", button["url"])
         if group.get("label") == "download-buttons":
             group["buttons"] = [b for b in group["buttons"] if b["text"] in (".ipynb", ".pdf")]
             group["buttons"].insert(
@@ -114,6 +117,12 @@ def add_notebook_buttons(
                 },
             )
     context["body"] = insert_actions(context["body"], links)
+
+
+def edit_link(url: str, branch: str) -> str:
+    """Where a page is edited: its source, on the branch and not in an edition, which is fixed."""
+    url = re.sub(r"/edit/[^/]+/", f"/edit/{branch}/", url)
+    return re.sub(r"(/notebooks/[^/]+)\.ipynb$", r"\1.py", url)
 
 
 def insert_actions(body: str, links: dict[str, str]) -> str:
@@ -176,6 +185,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     # pages are written anew when an extension changes
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     app.add_config_value("book_ext_digest", hashlib.sha256(sources).hexdigest(), "html", [str])
+    app.add_config_value("edit_branch", "main", "html", [str])
     app.connect("html-page-context", add_notebook_buttons, priority=502)
     app.connect("html-page-context", repair_roles, priority=503)
     app.connect("html-page-context", drop_unused_scripts, priority=900)

@@ -1,4 +1,4 @@
-"""Sphinx roles that quote what the chapters measured, so that no page has a figure typed in.
+"""Sphinx roles and a list that quote what the chapters measured: no page has a figure typed in.
 
 The figures come from `results/NAME.json` (see `rectutor.results`). In a Markdown page:
 
@@ -8,20 +8,25 @@ The figures come from `results/NAME.json` (see `rectutor.results`). In a Markdow
   ``{fact}`gru4rec:c8_leaked_share:.0%` ``,
 - ``{run}`gru4rec:device` `` how the chapter ran: `profile`, `backend`, `device`, `seed` or `data`.
 
+The directive `{chapters}` lists the chapters in reading order, each with what it promises
+(`notebooks/chapters.toml`) and its best figures.
+
 A figure that is not there is a build warning, and so, with ``-W``, an error: it names the file,
 what was asked for and what there is.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxRole
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from rectutor import results
 
@@ -33,6 +38,12 @@ DECIMALS = {"rmse": 4}
 #: The data sets these pages are about. A chapter that ran on another table (say, a reader's) may
 #: measure less, and that is no error.
 BOOK_DATA = ("100k", "1m")
+
+#: The headline metrics, with their unit and sense.
+UNITS = {"rmse_stars": "RMSE, stars (lower is better)", "ndcg": "NDCG@10 (higher is better)"}
+
+#: The columns of a list of chapters: the best model of each of these recipes.
+BEST = {"As documented": "documented", "Made right": "made right", "Best baseline": "baseline"}
 
 #: What `{run}` can say of a chapter.
 RUN_FIELDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -128,6 +139,61 @@ def format_run(record: Mapping[str, Any], target: str) -> str:
     return RUN_FIELDS[target](record)
 
 
+def format_best(record: Mapping[str, Any], recipe: str, metric: str) -> str:
+    """Write the best value of a metric among the models of one recipe, with its interval.
+
+    Returns:
+        Such as `0.131 [0.114, 0.149]`; nothing where no model of the recipe has the metric.
+    """
+    lower = metric.startswith("rmse")
+    protocol = "rating" if lower else "leave-one-out"
+    values = [
+        entry["metrics"][metric]
+        for entry in record["models"]
+        if (entry["recipe"], entry["protocol"]) == (recipe, protocol) and metric in entry["metrics"]
+    ]
+    if not values:
+        return ""
+    best = (min if lower else max)(values, key=lambda interval: interval["value"])
+    if best["low"] is None:
+        return f"{best['value']:.3f}"
+    return f"{best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}]"
+
+
+class ChapterList(SphinxDirective):
+    """The chapters in reading order: title, promise, best figures."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the list as Markdown and have it parsed."""
+        source = Path(self.env.srcdir)
+        registry = source / "notebooks" / "chapters.toml"
+        for file in (registry, source / "_toc.yml"):
+            self.env.note_dependency(str(file))
+        known = tomllib.loads(registry.read_text(encoding="utf-8"))
+        root = self.env.docname.count("/") * "../"
+        lines: list[str] = []
+        for page in self.env.external_site_map:  # of sphinx-external-toc
+            folder, _, name = page.rpartition("/")
+            if folder != "notebooks":
+                continue
+            chapter, file = known[name], source / "results" / f"{name}.json"
+            text = f"**[{chapter['title']}]({root}{page}.ipynb).** {chapter['promise']}"
+            self.env.note_dependency(str(file))
+            if "metric" in chapter and file.is_file():
+                text += self.figures(results.read(file), chapter["metric"])
+            lines += [text, ""]
+        container = nodes.Element()
+        self.state.nested_parse(StringList(lines, source="chapters.toml"), 0, container)
+        return container.children
+
+    @staticmethod
+    def figures(record: Mapping[str, Any], metric: str) -> str:
+        """The chapter's best figures as a sentence; nothing where it has none."""
+        found = {title: format_best(record, recipe, metric) for title, recipe in BEST.items()}
+        parts = [f"{title.lower()} {text}" for title, text in found.items() if text]
+        return f" {UNITS[metric]}: {', '.join(parts)}." if parts else ""
+
+
 class ResultRole(SphinxRole):
     """A role that reads `results/CHAPTER.json` and writes one of its figures.
 
@@ -159,7 +225,8 @@ class ResultRole(SphinxRole):
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the roles."""
+    """Register the roles and the directive."""
+    app.add_directive("chapters", ChapterList)
     app.add_role("result", ResultRole(format_result))
     app.add_role("interval", ResultRole(format_interval))
     app.add_role("fact", ResultRole(format_fact))

@@ -246,7 +246,7 @@ def test_chapter_opens_in_colab_and_downloads(name: str, site: str, chromium: Br
     notebook = page.request.get(next(link for link in own if link.endswith(".ipynb"))).json()
     page.close()
 
-    where = f"{place['repository']}/blob/{place['branch']}/{name}.ipynb"
+    where = f"{place['repository']}/blob/{place['ref']}/{name}.ipynb"
     assert f"https://colab.research.google.com/github/{where}" in shown
     edit = f"https://github.com/{place['repository']}/edit/{place['branch']}/{name}.py"
     assert edit in links

@@ -1,0 +1,459 @@
+"""tools/book.py: what is executed, what it says meanwhile, what is rendered, what is recorded."""
+
+import functools
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from test_repository import copy_tree
+
+from tools import book
+from tools.progress import Progress
+
+#: A results file of the shape that `rectutor.results` checks.
+RECORD = {
+    "schema": 1,
+    "chapter": "one",
+    "profile": "quick",
+    "seed": 42,
+    "backend": "jax",
+    "device": "CPU",
+    "versions": {},
+    "data": {"name": "100k", "source": "x", "num_users": 2, "num_movies": 3, "num_ratings": 4},
+    "models": [
+        {
+            "model": "Toy",
+            "recipe": "made right",
+            "protocol": "leave-one-out",
+            "metrics": {"ndcg": {"value": 0.25, "low": 0.2, "high": 0.3}},
+            "seconds": 1.0,
+        }
+    ],
+    "facts": {},
+}
+
+ONE = """\
+# %% [markdown]
+# # one
+
+# %%
+import json, os, pathlib
+print("package @ git+https://github.com/owner/name@main")
+
+# %%
+folder = pathlib.Path(os.environ["RECTUTOR_RESULTS"])
+folder.mkdir(parents=True, exist_ok=True)
+_ = (folder / "one.json").write_text(pathlib.Path("record.json").read_text())
+"""
+
+TWO = '# %% [markdown]\n# # two\n\n# %%\nprint("two")\n'
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A book of a chapter `one` that measures and a chapter `two` that reads."""
+    files = {
+        "notebooks/one.py": ONE,
+        "notebooks/two.py": TWO,
+        "notebooks/record.json": json.dumps(RECORD),
+        "notebooks/chapters.toml": '[one]\ntitle = "One"\npromise = "It."\nmetric = "ndcg"\n'
+        '[two]\ntitle = "Two"\npromise = "It."\nreads = true\n',
+        "rectutor/__init__.py": '__version__ = "1.0.0"\nx = 1\n',
+        "requirements.txt": "keras==3.0\nnot-there==1.0\n",
+        "_config.yml": "",
+        "_toc.yml": "root: intro\nparts:\n- chapters:\n"
+        "  - file: notebooks/one\n  - file: notebooks/two\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    places = {"ROOT": "", "NOTEBOOKS": "notebooks", "RESULTS": "results", "BUILD": "_build"}
+    for attribute, place in places.items():
+        monkeypatch.setattr(book, attribute, tmp_path / place)
+    monkeypatch.setattr(book, "libraries", functools.cache(book.libraries.__wrapped__))
+    return tmp_path
+
+
+def append(path, text):
+    path.write_text(path.read_text("utf-8") + text, encoding="utf-8")
+
+
+def replace(path, old, new):
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def pretend(tree):
+    """What executing both chapters leaves, without a kernel."""
+    for name in book.chapters():
+        notebook = book.read_source(name)
+        text = book.write(notebook)
+        (tree / "_build" / "executed").mkdir(parents=True, exist_ok=True)
+        (tree / "_build" / "executed" / f"{name}.ipynb").write_text(text, encoding="utf-8")
+        if name == "one":
+            (tree / "_build" / "results").mkdir(exist_ok=True)
+            (tree / "_build" / "results" / "one.json").write_text(json.dumps(RECORD), "utf-8")
+        stamp = {"digest": book.digest(name), "results": book.results_hash(name)}
+        stamp |= {"profile": "", "seconds": 3.0, "cells": [1.0, 2.0]}
+        (tree / "_build" / "executed" / f"{name}.json").write_text(json.dumps(stamp), "utf-8")
+
+
+def tracked_files(tree):
+    return {
+        str(path.relative_to(tree)): path.read_bytes()
+        for path in tree.rglob("*")
+        if path.is_file() and not {"_build", "__pycache__"} & {*path.parts}
+    }
+
+
+class TestRun:
+    def test_chapters_run_in_order_under_build_and_only_when_changed(self, tree, capsys):
+        before = tracked_files(tree)
+        book.run([], force=False)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "[1/2] one: cell 1 of 2"
+        assert [line.split(":")[0] for line in lines if "done in" in line] == ["one", "two"]
+        notebook = nbformat.read(tree / "_build" / "executed" / "two.ipynb", as_version=4)
+        assert notebook.cells[1].outputs[0].text == "two\n"
+        assert (tree / "_build" / "results" / "one.json").is_file()
+        assert len(book.stamp("one")["cells"]) == 2
+        assert tracked_files(tree) == before
+        book.run([], force=False)
+        assert capsys.readouterr().out.count("unchanged") == 2
+        append(tree / "notebooks" / "two.py", "print(2)\n")
+        book.run([], force=False)
+        out = capsys.readouterr().out
+        assert "one: unchanged" in out
+        assert "two: done" in out
+
+    def test_a_failing_chapter_names_chapter_cell_and_error_and_keeps_the_older_one(self, tree):
+        pretend(tree)
+        kept = (tree / "_build" / "executed" / "one.ipynb").read_bytes()
+        append(tree / "notebooks" / "one.py", "\n# %%\nscores = {}\nscores['x']\n")
+        with pytest.raises(book.ChapterError) as failure:
+            book.run(["one"], force=False)
+        assert "chapter one, code cell 3 of 3: KeyError: 'x'" in str(failure.value)
+        assert "scores['x']" in str(failure.value)
+        assert (tree / "_build" / "executed" / "one.ipynb").read_bytes() == kept
+        assert not book.is_current("one")
+
+    def test_an_unknown_chapter_is_named(self, tree):
+        with pytest.raises(book.ChapterError, match="no chapter 'three'; choose from one, two"):
+            book.run(["three"], force=False)
+
+    def test_scripts_run_and_a_failing_one_stops(self, tree, capfd):
+        book.run_scripts(["two"])
+        assert "two" in capfd.readouterr().out
+        (tree / "notebooks" / "one.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
+        with pytest.raises(book.ChapterError, match="exit status 3"):
+            book.run_scripts([])
+
+
+class TestWhatDecides:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda tree, patch: append(tree / "notebooks" / "one.py", "# more\n"),
+            lambda tree, patch: replace(tree / "rectutor" / "__init__.py", "x = 1", "x = 2"),
+            lambda tree, patch: patch.setenv("RECTUTOR_SEED", "7"),
+            lambda tree, patch: patch.setattr(book.platform, "python_version", lambda: "3.99"),
+            lambda tree, patch: patch.setattr(book, "libraries", lambda: b"keras==99"),
+            lambda tree, patch: (tree / "_build" / "results" / "one.json").write_text("{}"),
+            lambda tree, patch: (tree / "_build" / "executed" / "one.ipynb").unlink(),
+        ],
+        ids=["source", "package", "setting", "python", "libraries", "results", "notebook"],
+    )
+    def test_a_change_makes_the_chapter_stale(self, change, tree, monkeypatch):
+        pretend(tree)
+        assert book.is_current("one")
+        change(tree, monkeypatch)
+        assert not book.is_current("one")
+
+    def test_the_content_of_an_own_table_decides(self, tree, monkeypatch):
+        table = tree / "own.csv"
+        table.write_text("user,item\n1,1\n", encoding="utf-8")
+        monkeypatch.setenv("RECTUTOR_DATA", str(table))
+        pretend(tree)
+        assert book.is_current("one")
+        append(table, "1,2\n")
+        assert not book.is_current("one")
+
+    def test_the_libraries_are_the_pinned_ones_that_are_installed(self, tree):
+        assert re.fullmatch(rb"jax==[\w.]+\nkeras==[\w.]+", book.libraries())
+
+    def test_what_reads_is_stale_when_what_it_reads_has_changed(self, tree):
+        pretend(tree)
+        assert book.is_current("two")
+        append(tree / "_build" / "results" / "one.json", "\n")
+        assert not book.is_current("two")
+
+    def test_an_edition_needs_no_execution_and_is_what_is_shown(self, tree):
+        pretend(tree)
+        replace(tree / "notebooks" / "one.py", "owner/name@main", "owner/name@v2.0.0")
+        replace(tree / "rectutor" / "__init__.py", "1.0.0", "2.0.0")
+        assert book.is_current("one")
+        assert "owner/name@v2.0.0" in book.executed_notebook("one")
+
+
+class TestStage:
+    def test_what_is_current_is_rendered_and_else_what_is_committed(self, tree):
+        (tree / "book").mkdir()
+        (tree / "book" / "intro.md").write_text("# Book\n", encoding="utf-8")
+        source = book.stage()
+        assert "outputs" in (source / "notebooks" / "one.ipynb").read_text("utf-8")  # none yet
+        (tree / "notebooks" / "one.ipynb").write_text("committed", encoding="utf-8")
+        (tree / "results").mkdir()
+        (tree / "results" / "one.json").write_text("committed", encoding="utf-8")
+        book.stage()
+        assert (source / "notebooks" / "one.ipynb").read_text("utf-8") == "committed"
+        assert (source / "results" / "one.json").read_text("utf-8") == "committed"
+        pretend(tree)
+        book.stage()
+        assert (source / "notebooks" / "one.ipynb").read_text("utf-8") != "committed"
+        assert json.loads((source / "results" / "one.json").read_text("utf-8")) == RECORD
+
+    def test_only_what_changed_is_written_and_what_went_is_removed(self, tree):
+        (tree / "book").mkdir()
+        for name in ("stays", "goes"):
+            (tree / "book" / f"{name}.md").write_text(f"# {name}\n", encoding="utf-8")
+        source = book.stage()
+        page = source / "book" / "stays.md"
+        os.utime(page, (1, 1))
+        (tree / "book" / "goes.md").unlink()
+        book.stage()
+        assert page.stat().st_mtime == 1
+        assert not (source / "book" / "goes.md").exists()
+
+    def test_publishing_refuses_data_that_stands_in(self, tree, monkeypatch):
+        monkeypatch.setenv("RECTUTOR_STRICT", "1")
+        stored = RECORD | {"data": RECORD["data"] | {"source": "synthetic (seed 42)"}}
+        (tree / "results").mkdir()
+        (tree / "results" / "one.json").write_text(json.dumps(stored), encoding="utf-8")
+        with pytest.raises(book.ChapterError, match="chapter one ran on 100k from synthetic"):
+            book.render()
+
+
+class TestRecord:
+    @pytest.fixture(autouse=True)
+    def _pages(self, monkeypatch):
+        """Writing the pages is tested with them."""
+        done = subprocess.CompletedProcess([], 0)
+        monkeypatch.setattr(book.subprocess, "run", lambda *args, **options: done)
+
+    def test_everything_is_taken_over(self, tree):
+        pretend(tree)
+        before = tracked_files(tree)
+        book.record()
+        new = tracked_files(tree)
+        assert {*new} - {*before} == {
+            *(f"notebooks/{name}" for name in ("one.ipynb", "two.ipynb", "times.json")),
+            "results/one.json",
+        }
+        assert json.loads(new["notebooks/times.json"]) == {"one": [1.0, 2.0], "two": [1.0, 2.0]}
+        assert json.loads(new["results/one.json"]) == RECORD
+
+    @pytest.mark.parametrize(
+        ("spoil", "reason"),
+        [
+            (lambda tree: shutil.rmtree(tree / "_build"), "chapter one has not been executed"),
+            (lambda tree: append(tree / "notebooks" / "one.py", "1\n"), "chapter one has changed"),
+            (lambda tree: store(tree, data={"name": "toy"}), "chapter one ran on toy from x, not"),
+            (lambda tree: store(tree, data={"source": "included"}), "one ran on 100k from incl"),
+            (lambda tree: store(tree, models=[]), "one is incomplete: no model .* 'ndcg'"),
+            (lambda tree: store(tree, schema=0), "one is incomplete: .*schema is 0"),
+        ],
+        ids=["not executed", "not current", "own data", "stand-in", "no models", "older schema"],
+    )
+    def test_what_is_not_fit_is_named_and_nothing_changes(self, spoil, reason, tree):
+        pretend(tree)
+        spoil(tree)
+        before = tracked_files(tree)
+        with pytest.raises(book.ChapterError, match=reason):
+            book.record()
+        assert tracked_files(tree) == before
+
+
+def store(tree, data=None, **changes):
+    """Change the results of chapter one as if it had been executed to them."""
+    record = RECORD | changes | {"data": RECORD["data"] | (data or {})}
+    (tree / "_build" / "results" / "one.json").write_text(json.dumps(record), encoding="utf-8")
+    for name in ("one", "two"):
+        file = tree / "_build" / "executed" / f"{name}.json"
+        stamp = json.loads(file.read_text("utf-8"))
+        stamp |= {"digest": book.digest(name), "results": book.results_hash(name)}
+        file.write_text(json.dumps(stamp), encoding="utf-8")
+
+
+class TestRegistry:
+    def test_it_is_in_reading_order(self, tree):
+        assert list(book.registry()) == ["one", "two"]
+        assert book.models() == ["one"]
+
+    @pytest.mark.parametrize(
+        ("file", "old", "new", "reason"),
+        [
+            (
+                "_toc.yml",
+                "  - file: notebooks/two\n",
+                "",
+                "'two' is in chapters.toml and not in",
+            ),
+            ("notebooks/chapters.toml", "[two]", "[three]", "'t.*' is in .* add it there"),
+            ("notebooks/chapters.toml", 'metric = "ndcg"', "", r"\[one\]: give .* either metric"),
+            ("notebooks/chapters.toml", 'title = "Two"', "", r"\[two\]: give title"),
+        ],
+    )
+    def test_what_does_not_agree_is_named(self, file, old, new, reason, tree):
+        replace(tree / file, old, new)
+        with pytest.raises(book.ChapterError, match=reason):
+            book.registry()
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class TestProgress:
+    """Without the ticking thread: the clock is ours."""
+
+    def test_a_log_gets_a_line_a_minute_at_most(self):
+        clock, out = Clock(), io.StringIO()
+        progress = Progress({"one": []}, out, clock)
+        progress.start("one", 500)
+        for cell in range(300):
+            clock.now += 1
+            progress.cell(cell)
+        lines = out.getvalue().splitlines()
+        assert lines[:2] == ["[1/1] one: cell 1 of 500", "[1/1] one: cell 61 of 500"]
+        assert len(lines) == 6
+
+    def test_a_terminal_has_one_line_that_is_rewritten(self):
+        clock, out = Clock(), Terminal()
+        progress = Progress({"one": [60.0, 120.0], "two": [60.0]}, out, clock)
+        progress.start("one", 2)
+        clock.now += 60
+        progress.cell(0)
+        assert "\n" not in out.getvalue()
+        shown = [line.strip() for line in out.getvalue().split("\r")[1:]]
+        assert shown == [
+            "[1/2] one: cell 1 of 2, about 4 min left",
+            "[1/2] one: cell 2 of 2, about 3 min left",
+        ]
+
+    @pytest.mark.parametrize(
+        ("pace", "left"), [(1.0, 190.0), (2.0, 380.0)], ids=["as before", "half as fast"]
+    )
+    def test_the_time_left_follows_the_pace(self, pace, left):
+        clock = Clock()
+        progress = Progress({"one": [20.0, 100.0, 30.0], "two": [60.0]}, io.StringIO(), clock)
+        progress.start("one", 3)
+        clock.now += pace * 20
+        progress.cell(0)
+        assert progress.seconds_left() == pytest.approx(left)
+        clock.now += pace * 60
+        assert progress.seconds_left() == pytest.approx(left - pace * 60)
+        clock.now += pace * 600  # longer than it ever took
+        assert progress.seconds_left() == pytest.approx(pace * 90)
+
+    def test_a_chapter_with_other_cells_keeps_its_whole_time(self):
+        progress = Progress({"one": [10.0, 20.0]}, io.StringIO(), Clock())
+        progress.start("one", 3)
+        assert progress.seconds_left() == pytest.approx(30.0)
+
+    def test_the_recorded_times_serve_the_first_build(self, tree, monkeypatch):
+        (tree / "notebooks" / "times.json").write_text('{"one": [7.0]}', encoding="utf-8")
+        assert book.cell_seconds("one") == [7.0]
+        monkeypatch.setenv("RECTUTOR_PROFILE", "smoke")
+        assert book.cell_seconds("one") == []
+        monkeypatch.delenv("RECTUTOR_PROFILE")
+        pretend(tree)
+        assert book.cell_seconds("one") == [1.0, 2.0]
+
+
+TOY = """\
+# %% [markdown]
+# # Toy: the smallest chapter
+
+# %%
+import json
+import os
+from pathlib import Path
+
+record = json.loads({record!r})
+folder = Path(os.environ["RECTUTOR_RESULTS"])
+folder.mkdir(parents=True, exist_ok=True)
+_ = (folder / "toy.json").write_text(json.dumps(record), encoding="utf-8")
+print("measured")
+"""
+
+
+@pytest.mark.training
+def test_a_chapter_is_added_with_a_script_a_line_and_an_entry_and_taken_out_again(tmp_path):
+    copy_tree(tmp_path)
+
+    def run(module, *arguments):
+        command = [sys.executable, "-m", module, *arguments]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    def page(name):
+        html = (tmp_path / "_build" / "html" / f"{name}.html").read_text("utf-8")
+        return BeautifulSoup(html, "html.parser").get_text()
+
+    before = tracked_files(tmp_path)
+    record = json.dumps(RECORD | {"chapter": "toy"})
+    script = tmp_path / "notebooks" / "toy.py"
+    script.write_text(TOY.format(record=record), encoding="utf-8")
+    line = "      - file: notebooks/leaderboard\n"
+    replace(tmp_path / "_toc.yml", line, f"      - file: notebooks/toy\n{line}")
+    entry = '\n[toy]\ntitle = "Toy"\nmetric = "ndcg"\npromise = "It is small."\n'
+    append(tmp_path / "notebooks" / "chapters.toml", entry)
+    ours = {"notebooks/toy.py", "_toc.yml", "notebooks/chapters.toml"}
+
+    run("tools.book", "run", "toy")
+    run("tools.book", "render")
+    added = tracked_files(tmp_path)
+    assert {name for name in added if added[name] != before.get(name)} == ours
+    assert "measured" in page("notebooks/toy")
+    figures = "NDCG@10 (higher is better): made right 0.250 [0.200, 0.300]."
+    assert f"Toy. It is small. {figures}" in page("book/intro")
+    shutil.copy(tmp_path / "_build" / "results" / "toy.json", tmp_path / "results")
+    run("tools.readme", "write")
+    row = "| [Toy](notebooks/toy.ipynb) | NDCG@10 (higher is better) |  | 0.250 [0.200, 0.300] |  |"
+    assert row in (tmp_path / "README.md").read_text("utf-8")
+
+    script.unlink()
+    (tmp_path / "results" / "toy.json").unlink()
+    replace(tmp_path / "_toc.yml", "      - file: notebooks/toy\n", "")
+    replace(tmp_path / "notebooks" / "chapters.toml", entry, "")
+    run("tools.readme", "write")
+    run("tools.book", "render")
+    assert tracked_files(tmp_path) == before
+    assert not (tmp_path / "_build" / "source" / "notebooks" / "toy.ipynb").exists()
+    assert "Toy" not in page("book/intro")
+
+
+def test_paths_are_found_from_the_file_not_the_working_directory():
+    assert Path(__file__).resolve().parent.parent == book.ROOT
