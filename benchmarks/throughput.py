@@ -15,12 +15,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.measure import ROOT, Row, finish, in_child
+from benchmarks.measure import Row, finish, in_child
 from rectutor.sequences import training_windows
 from rectutor.splits import Split, leave_one_out, random_split
-
-sys.path.insert(0, str(ROOT / "tools"))
-import book
+from tools import book
 
 BACKENDS = ("jax", "tensorflow", "torch")
 STRETCHES = 5

@@ -32,10 +32,6 @@ if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     package = "rectutor @ git+https://github.com/rectutor/rectutor@main"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
-from rectutor import chapter
-
-chapter.prepare_process()  # before NumPy and Keras are imported
-
 # %%
 import math
 import time

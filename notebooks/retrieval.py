@@ -33,8 +33,6 @@ if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     package = "rectutor @ git+https://github.com/rectutor/rectutor@main"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
-from rectutor import chapter
-
 # %%
 import time
 
@@ -44,7 +42,7 @@ import numpy as np
 import pandas as pd
 from keras import layers, ops
 
-from rectutor import PADDING_ID
+from rectutor import PADDING_ID, chapter
 from rectutor.baselines import standard_baselines
 from rectutor.batches import batches
 from rectutor.evaluation import (

@@ -119,20 +119,26 @@ def chosen(names: list[str]) -> list[str]:
 
 @functools.cache
 def definitions(name: str) -> types.SimpleNamespace:
-    """The imports, classes and functions of a chapter, without running the rest of it.
+    """The imports, classes, functions and constants of a chapter, without running the rest of it.
 
-    A class or function of a chapter may lean on its arguments and on imports only.
+    A class or function of a chapter may lean on its arguments, on imports and on constants only. A
+    constant has a name in capitals, as `SETTINGS`.
     """
     source = NOTEBOOKS / f"{name}.py"
     tree = ast.parse(source.read_text(encoding="utf-8"), filename=str(source))
-    kept = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
-    tree.body = [node for node in tree.body if isinstance(node, kept)]
+    tree.body = [node for node in tree.body if _is_definition(node)]
     # a real module, so that Keras can save and load the chapter's classes by name
     module = types.ModuleType(f"chapter_{name}")
     module.__file__ = str(source)
     sys.modules[module.__name__] = module
     exec(compile(tree, str(source), "exec"), module.__dict__)
     return types.SimpleNamespace(**module.__dict__)
+
+
+def _is_definition(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Assign):
+        return all(isinstance(each, ast.Name) and each.id.isupper() for each in node.targets)
+    return isinstance(node, (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef))
 
 
 # --- executing

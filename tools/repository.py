@@ -37,9 +37,7 @@ import sys
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
 if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     package = "rectutor @ git+https://github.com/{slug}@{ref}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
-
-from rectutor import chapter"""
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)"""
 
 
 def settings() -> dict[str, str]:
