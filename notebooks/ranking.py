@@ -727,7 +727,8 @@ def with_padding(columns):
 
 def movie_features(movies):
     """(num_movies + 1, k): a constant, genres, and ranges of the year."""
-    genres = movies["genres"].str.get_dummies("|").to_numpy(np.float32)
+    genres = movies["genres"].str.get_dummies("|")
+    genres = genres.drop(columns="", errors="ignore").to_numpy()
     starts = [*range(1940, 1980, 10), 1980, 1985, 1990, *range(1993, 1999)]
     years = movies["year"].to_numpy(np.int64, na_value=0)
     ranges = one_hot(np.digitize(years, starts), range(len(starts) + 1))
