@@ -93,12 +93,8 @@ settings = run.settings(**SETTINGS)
 
 # %%
 start = time.perf_counter()
-data = run.load_data(
-    settings.data,
-    needs=("ratings",),
-    min_users=2,
-    min_movies=2,
-)
+least = {"min_users": 2, "min_movies": 2}
+data = run.load_data(settings.data, needs=("ratings",), **least)
 print(f"fetched, read and checked in {time.perf_counter() - start:.2f} s")
 columns = ["user_id", "movie_id", "rating", "timestamp"]
 run.show_table(data.ratings[columns].head(3))
@@ -237,8 +233,7 @@ class RankingModel(keras.Model):
     """The documented model: two embeddings, then three dense layers.
 
     Args:
-        num_users: the highest user id.
-        num_movies: the highest movie id.
+        num_users, num_movies: the highest ids.
         dim: width of the embeddings.
     """
 
@@ -351,10 +346,8 @@ documented_model, documented_seconds = documented(
 # test:
 
 # %%
-test_loss, test_rmse = documented_model.evaluate(
-    batches(x_test, y_test, batch_size=5_000),
-    verbose=0,
-)
+rows = batches(x_test, y_test, batch_size=5_000)
+test_loss, test_rmse = documented_model.evaluate(rows, verbose=0)
 print(f"as documented: test loss {test_loss:.4f}, RMSE {test_rmse:.4f}")
 print(f"               = {width * test_rmse:.3f} stars")
 
@@ -499,8 +492,8 @@ run.show_table(scoreboard(intervals, width))
 # The interval comes from the [bootstrap](../book/glossary.md): draw as many *users* as there are, with
 # replacement, compute the RMSE over all of their test ratings, and repeat a thousand times; 95 % of
 # the results lie inside {cite}`efron1979`. We draw users and not ratings, because the misses of one
-# user are alike: who is misjudged once is misjudged often. On MovieLens 100K the verdict is clear: two averages per rating, fitted in
-# milliseconds, beat the neural network by a wide margin.
+# user are alike: who is misjudged once is misjudged often. On MovieLens 100K the verdict is clear: two
+# averages per rating, fitted in milliseconds, beat the neural network by a wide margin.
 #
 # ## Made right, with the same two ids
 #
@@ -532,8 +525,7 @@ class BiasedRankingModel(keras.Model):
     Args:
         num_users, num_movies: the highest ids.
         mean: the mean label, where predictions start from.
-        dim: width of the embeddings.
-        hidden: width of the network's hidden layer.
+        dim, hidden: widths of the embeddings and the hidden layer.
         dropout: share of the numbers set to zero in training.
     """
 
@@ -557,8 +549,8 @@ class BiasedRankingModel(keras.Model):
         self.movie_bias = layers.Embedding(num_movies + 1, 1, "zeros")
         self.dropout = layers.Dropout(dropout)
         first = layers.Dense(hidden, activation="relu")
-        rest = [layers.Dropout(dropout), layers.Dense(1)]
-        self.network = keras.Sequential([first, *rest])
+        last = (layers.Dropout(dropout), layers.Dense(1))
+        self.network = keras.Sequential([first, *last])
 
     def build(self, input_shape):
         self.user_vectors.build(None)
@@ -579,10 +571,9 @@ class BiasedRankingModel(keras.Model):
         p = self.dropout(p, training=training)
         q = self.dropout(q, training=training)
         match = p * q  # (B, dim)
-        rest = ops.concatenate([p, q, match], axis=-1)
-        label = self.biases(*inputs)
-        label += ops.sum(match, axis=-1, keepdims=True)
-        label += self.network(rest, training=training)  # (B, 1)
+        both = ops.concatenate([p, q, match], axis=-1)
+        label = self.biases(*inputs) + ops.sum(match, -1, keepdims=True)
+        label += self.network(both, training=training)  # (B, 1)
         return label if training else ops.clip(label, 0, 1)
 
     def get_config(self):
@@ -645,14 +636,8 @@ recipe = {
 histories, reached = {}, {}
 for decay in settings.decays:
     model = new_biased_model(y_fit, sizes, **size, seed=run.seed)
-    histories[decay], seconds = train(
-        model,
-        x_fit,
-        y_fit,
-        **recipe,
-        decay=decay,
-        validation=held_back,
-    )
+    how = {**recipe, "decay": decay, "validation": held_back}
+    histories[decay], _ = train(model, x_fit, y_fit, **how)
     reached[decay] = histories[decay]["val_rmse"][-1]
     print(f"decay {decay:g}: validation RMSE {reached[decay]:.4f}")
 best_decay = min(reached, key=reached.get)
@@ -676,15 +661,9 @@ run.show(fig, "decay")
 # train once more, on the whole training part, and go to the test part once:
 
 # %%
+recipe |= {"decay": best_decay, "callbacks": [EpochLog(every=10)]}
 biased = new_biased_model(y_train, sizes, **size, seed=run.seed)
-_, biased_seconds = train(
-    biased,
-    x_train,
-    y_train,
-    **recipe,
-    decay=best_decay,
-    callbacks=[EpochLog(every=5)],
-)
+_, biased_seconds = train(biased, x_train, y_train, **recipe)
 predicted = predict(biased, x_test)
 predictions["made right, ids only"] = predicted
 intervals["made right, ids only"] = rmse(predicted, *truth)
@@ -831,7 +810,7 @@ class FeatureRankingModel(BiasedRankingModel):
 
     Args:
         num_users, num_movies, kwargs: as for `BiasedRankingModel`.
-        num_user_features, num_movie_features: columns of the features.
+        num_user_features, num_movie_features: columns of each.
     """
 
     def __init__(
@@ -847,10 +826,10 @@ class FeatureRankingModel(BiasedRankingModel):
         self.sizes["num_movie_features"] = num_movie_features
         dim = self.sizes["dim"]
         zeros = {"embeddings_initializer": "zeros", "trainable": False}
-        user_sizes = (num_users + 1, num_user_features)
-        movie_sizes = (num_movies + 1, num_movie_features)
-        self.x_users = layers.Embedding(*user_sizes, **zeros)
-        self.x_movies = layers.Embedding(*movie_sizes, **zeros)
+        user_table = (num_users + 1, num_user_features)
+        movie_table = (num_movies + 1, num_movie_features)
+        self.x_users = layers.Embedding(*user_table, **zeros)
+        self.x_movies = layers.Embedding(*movie_table, **zeros)
         flat = {"use_bias": False, "kernel_initializer": "uniform"}
         self.user_effect = layers.Dense(dim, **flat)
         self.movie_effect = layers.Dense(dim, **flat)
@@ -873,8 +852,7 @@ class FeatureRankingModel(BiasedRankingModel):
         self.build(None)
         self.x_users.set_weights([x_users])
         self.x_movies.set_weights([x_movies])
-        users, movies = inputs
-        self.audience.adapt(movies, users)
+        self.audience.adapt(*inputs[::-1])  # (movies, users)
 
     def vectors(self, users, movies):
         p, q = super().vectors(users, movies)
@@ -912,16 +890,9 @@ def new_feature_model(x, y, x_users, x_movies, *, dim, dropout, seed):
 
 features = (x_users, x_movies)
 size = {"dim": settings.wide, "dropout": settings.dropout, "seed": run.seed}
-recipe["decay"] = best_decay
 candidate = new_feature_model(x_fit, y_fit, *features, **size)
-history, seconds = train(
-    candidate,
-    x_fit,
-    y_fit,
-    **recipe,
-    validation=held_back,
-    callbacks=[EpochLog(every=10)],
-)
+how = {**recipe, "validation": held_back}
+history, _ = train(candidate, x_fit, y_fit, **how)
 print(f"validation RMSE: ids only {reached[best_decay]:.4f}, ")
 print(f"                 with features {history['val_rmse'][-1]:.4f}")
 
@@ -930,13 +901,7 @@ print(f"                 with features {history['val_rmse'][-1]:.4f}")
 
 # %%
 featured = new_feature_model(x_train, y_train, *features, **size)
-_, featured_seconds = train(
-    featured,
-    x_train,
-    y_train,
-    **recipe,
-    callbacks=[EpochLog(every=10)],
-)
+_, featured_seconds = train(featured, x_train, y_train, **recipe)
 predicted = predict(featured, x_test)
 predictions["made right, with features"] = predicted
 intervals["made right, with features"] = rmse(predicted, *truth)
