@@ -7,6 +7,7 @@ import pytest
 from chapters import definitions
 
 NUM_USERS, NUM_MOVIES = 12, 9
+RECIPE = {"epochs": 20, "batch_size": 50, "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -14,14 +15,13 @@ def chapter():
     return definitions("ranking")
 
 
-def some_pairs(rows=64, seed=0):
-    random = np.random.default_rng(seed)
-    pairs = random.permutation(NUM_USERS * NUM_MOVIES)[:rows]
-    return (pairs // NUM_MOVIES + 1).astype(np.int32), (pairs % NUM_MOVIES + 1).astype(np.int32)
+def some_pairs(rows=64):
+    pairs = np.random.default_rng(0).permutation(NUM_USERS * NUM_MOVIES)[:rows]
+    return tuple((each + 1).astype(np.int32) for each in np.divmod(pairs, NUM_MOVIES))
 
 
-def some_labels(rows=64, seed=1):
-    return (np.random.default_rng(seed).integers(0, 5, rows) / 4).astype(np.float32)
+def some_labels(rows=64):
+    return (np.random.default_rng(1).integers(0, 5, rows) / 4).astype(np.float32)
 
 
 def make(chapter, kind):
@@ -48,36 +48,32 @@ made_right = pytest.mark.parametrize("kind", ["biased", "features"])
 
 @every_model
 def test_one_score_a_pair(chapter, kind):
-    model, pairs = make(chapter, kind), some_pairs(7)
-    assert scores(model, pairs).shape == (7, 1)
-    assert np.isfinite(scores(model, pairs)).all()
+    found = scores(make(chapter, kind), some_pairs(7))
+    assert found.shape == (7, 1)
+    assert np.isfinite(found).all()
 
 
 @made_right
 def test_predictions_are_possible_ratings(chapter, kind):
     model = make(chapter, kind)
     model(some_pairs())
-    for name in ("user_bias", "movie_bias"):
-        layer = getattr(model, name)
+    for layer in (model.user_bias, model.movie_bias):
         wild = np.random.default_rng(0).normal(size=layer.get_weights()[0].shape) * 10
         layer.set_weights([wild])
     found = scores(model, some_pairs())
-    assert found.min() == 0
-    assert found.max() == 1
+    assert (found.min(), found.max()) == (0, 1)
 
 
 @made_right
 def test_without_vectors_and_network_users_and_movies_still_differ(chapter, kind):
-    model, pairs, labels = make(chapter, kind), some_pairs(100), some_labels(100)
+    model = make(chapter, kind)
     chapter.train(
-        model, pairs, labels, epochs=20, batch_size=50, learning_rate=0.01, decay=0.01, seed=0
+        model, some_pairs(100), some_labels(100), **RECIPE, learning_rate=0.01, decay=0.01
     )
-    kept = (model.user_bias, model.movie_bias)
-    silent = [layer for layer in model.layers if all(layer is not each for each in kept)]
-    for layer in silent:
-        layer.set_weights([np.zeros_like(each) for each in layer.get_weights()])
-    users = np.arange(1, NUM_USERS + 1, dtype=np.int32)
-    movies = np.arange(1, NUM_MOVIES + 1, dtype=np.int32)
+    for layer in model.layers:
+        if layer not in (model.user_bias, model.movie_bias):
+            layer.set_weights([np.zeros_like(each) for each in layer.get_weights()])
+    users, movies = (np.arange(1, each + 1, dtype=np.int32) for each in (NUM_USERS, NUM_MOVIES))
     by_user = scores(model, (users, np.ones_like(users)))
     by_movie = scores(model, (np.ones_like(movies), movies))
     assert len(np.unique(by_user.round(5))) > NUM_USERS / 2
@@ -111,9 +107,32 @@ def test_a_saved_model_predicts_the_same(chapter, kind, tmp_path):
     model, pairs = make(chapter, kind), some_pairs()
     expected = scores(model, pairs)
     model.save(tmp_path / "model.keras")
-    assert np.array_equal(
-        scores(keras.saving.load_model(tmp_path / "model.keras"), pairs), expected
+    found = scores(keras.saving.load_model(tmp_path / "model.keras"), pairs)
+    assert np.array_equal(found, expected)
+
+
+def test_the_documented_training_repeats_and_calls_back(chapter):
+    epochs = []
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: epochs.append(epoch))
+    sizes, pairs = (NUM_USERS, NUM_MOVIES), some_pairs()
+    first, second = (
+        chapter.documented(pairs, some_labels(), sizes, dim=4, **RECIPE, callbacks=callbacks)[0]
+        for callbacks in ([watch], [])
     )
+    assert epochs == list(range(RECIPE["epochs"]))
+    assert np.array_equal(scores(first, pairs), scores(second, pairs))
+
+
+@pytest.mark.parametrize(
+    ("scale", "stars", "labels"),
+    [((1, 5), [1.0, 4.0], [0, 0.75]), ((0.5, 5), [0.5, 2.75], [0, 0.5])],
+)
+def test_arrays_of_ratings_use_the_scale_of_the_data(chapter, scale, stars, labels):
+    ratings = pd.DataFrame({"user_id": [1, 2], "movie_id": [3, 4], "rating": stars})
+    (users, movies), found = chapter.arrays(ratings, scale)
+    assert (users.tolist(), movies.tolist(), found.tolist()) == ([1, 2], [3, 4], labels)
+    assert {each.dtype for each in (users, movies)} == {np.dtype("int32")}
+    assert found.dtype == np.float32
 
 
 def test_the_pair_itself_is_left_out_of_the_sum(chapter):
@@ -129,16 +148,13 @@ def test_the_pair_itself_is_left_out_of_the_sum(chapter):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_stars_go_there_and_back(chapter):
-    stars = np.array([1, 2, 3, 4, 5])
-    assert np.array_equal(chapter.to_stars(chapter.to_label(stars)), stars)
-
-
 def test_biases_without_shrinkage_recover_an_additive_table(chapter):
     users, movies = (each.ravel() + 1 for each in np.indices((6, 5)))
     random = np.random.default_rng(0)
     labels = 0.5 + random.normal(size=7)[users] + random.normal(size=6)[movies]
-    mean, user_bias, movie_bias = chapter.fit_biases((users, movies), labels, 6, 5, shrinkage=1e-9)
+    mean, user_bias, movie_bias = chapter.fit_biases(
+        (users, movies), labels, (6, 5), shrinkage=1e-9
+    )
     np.testing.assert_allclose(mean + user_bias[users] + movie_bias[movies], labels, atol=1e-6)
 
 
@@ -146,13 +162,6 @@ def test_error_parts_add_up(chapter):
     random = np.random.default_rng(0)
     parts = chapter.error_parts(random.random(50), random.random(50))
     assert parts["RMSE"] ** 2 == pytest.approx(parts["offset"] ** 2 + parts["spread"] ** 2)
-
-
-def test_the_interval_holds_the_value(chapter):
-    random = np.random.default_rng(0)
-    value, low, high = chapter.with_interval(random.random(500), random.random(500))
-    assert low < value < high
-    assert high - low < 0.2 * value
 
 
 def test_features_of_movies_and_users(chapter):
