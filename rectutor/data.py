@@ -349,11 +349,10 @@ def from_dataframe(
     ratings, user_values, movie_values = ratings_table(frame[user], frame[item], stars, times)
     texts = np.array([str(value) for value in movie_values], dtype=object)
     if title is not None:
-        named = pd.DataFrame(
-            {"movie": ratings["movie_id"].to_numpy(), "title": frame[title].to_numpy(dtype=object)}
-        )
-        named = named.dropna().drop_duplicates("movie")  # an item's first title counts
-        texts[named["movie"] - 1] = [str(text) for text in named["title"]]
+        given = frame[title].to_numpy(dtype=object)
+        named = pd.Series(given, index=ratings["movie_id"], dtype="object").dropna()
+        named = named[~named.index.duplicated()]  # an item's first title counts
+        texts[named.index - 1] = [str(text) for text in named]
     titles = _text(pd.Series(texts, dtype="object"))
     whole_stars = stars.dtype == np.int8 and stars.min() >= 1 and stars.max() <= 5
     return Dataset(

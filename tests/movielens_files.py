@@ -1,6 +1,7 @@
 """Small made-up files in the formats of MovieLens and of RecBole's copy, and servers for them."""
 
 import contextlib
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -15,17 +16,17 @@ import numpy as np
 from rectutor import _sources, _tables
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-REAL_100K = SHARED / "data" / "ml-100k.zip"
 
-GENRES = _tables._GENRES_100K
+GENRES = _tables.GENRES_100K
 
 
 def interactions(users: int, movies: list[int], rows: int, seed: int = 0) -> np.ndarray:
     """`(rows, 4)` user, movie, rating, timestamp: pairs that occur once, every id at least once."""
     rng = np.random.default_rng(seed)
-    every = [(k % users) * len(movies) + k % len(movies) for k in range(max(users, len(movies)))]
-    others = rng.permutation(users * len(movies)).tolist()
-    chosen = np.array(list(dict.fromkeys([*every, *others]))[:rows])
+    each = np.arange(max(users, len(movies)))
+    every = (each % users) * len(movies) + each % len(movies)
+    others = rng.permutation(users * len(movies))
+    chosen = np.concatenate([every, others[~np.isin(others, every)]])[:rows]
     return np.column_stack(
         [
             chosen // len(movies) + 1,
@@ -93,6 +94,20 @@ def files_1m(users: int = 20, rows: int = 300) -> dict[str, bytes]:
     }
 
 
+def files_1m_of_full_size() -> dict[str, bytes]:
+    """The members of an archive like `ml-1m.zip`, with as many rows: all of them made up."""
+    users, movies = 6_040, list(range(1, 3_707))
+    table = interactions(users, movies, 1_000_209)
+    text = ("%d::%d::%d::%d\n" * len(table)) % tuple(table.ravel().tolist())
+    listed = [f"{m}::{title}::Drama" for m, title in zip(movies, titles(3_706), strict=True)]
+    people = [f"{k + 1}::F::25::3::{k:05d}" for k in range(users)]
+    return {
+        "ml-1m/ratings.dat": text.encode(),
+        "ml-1m/movies.dat": "\n".join(listed).encode("latin-1"),
+        "ml-1m/users.dat": "\n".join(people).encode(),
+    }
+
+
 def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     """A zip file of the members."""
     stream = io.BytesIO()
@@ -106,36 +121,18 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def expect(
-    monkeypatch, content: bytes, members: dict[str, bytes], name: str = "100k", url: str = ""
-) -> None:
-    """Make the loader expect `content` where it expects GroupLens's archive."""
-    real = _sources.GROUPLENS[name]
-    pinned = {k: sha256(members[v]) for k, v in real.members.items()} if name == "100k" else {}
-    fake = _sources.Archive(
-        file=real.file,
+def expect(monkeypatch, content, members, name="100k", source="grouplens", url=None):
+    """Make the loader expect `content` where it expects the archive of a source."""
+    real = _sources.ARCHIVES[source, name]
+    by_member = {k: sha256(members[v]) for k, v in real.members.items() if k in real.member_sha256}
+    fake = dataclasses.replace(
+        real,
         url=url or real.url,
         size=len(content),
         sha256=sha256(content),
-        members=real.members,
-        parse=real.parse,
-        member_sha256=pinned,
+        member_sha256=by_member,
     )
-    monkeypatch.setitem(_sources.GROUPLENS, name, fake)
-
-
-def expect_wheel(monkeypatch, content: bytes) -> None:
-    """Make the loader expect `content` where it expects RecBole's wheel."""
-    real = _sources.PYPI["100k"]
-    fake = _sources.Archive(
-        file=real.file,
-        url=real.url,
-        size=len(content),
-        sha256=sha256(content),
-        members=real.members,
-        parse=real.parse,
-    )
-    monkeypatch.setitem(_sources.PYPI, "100k", fake)
+    monkeypatch.setitem(_sources.ARCHIVES, (source, name), fake)
 
 
 @contextlib.contextmanager

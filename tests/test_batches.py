@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from rectutor import data
+from rectutor.batches import DrawnEachEpoch, batches
 
 
 def as_lists(dataset):
@@ -29,39 +29,39 @@ X = np.arange(10)
 
 
 def test_batches_keep_the_order_of_the_rows_and_the_last_one_is_short():
-    batches = data.batches(X, X * 2, batch_size=4)
-    assert len(batches) == 3
-    assert as_lists(batches) == [
+    made = batches(X, X * 2, batch_size=4)
+    assert len(made) == 3
+    assert as_lists(made) == [
         [[0, 1, 2, 3], [0, 2, 4, 6]],
         [[4, 5, 6, 7], [8, 10, 12, 14]],
         [[8, 9], [16, 18]],
     ]
-    assert as_lists(batches) == as_lists(batches)
+    assert as_lists(made) == as_lists(made)
 
 
 def test_x_alone_is_a_tuple_of_one():
-    assert as_lists(data.batches(X, batch_size=10)) == [[list(range(10))]]
+    assert as_lists(batches(X, batch_size=10)) == [[list(range(10))]]
 
 
 def test_tuples_dicts_and_weights_are_cut_alike():
     x = {"user": X, "pair": (X + 1, np.stack([X, X], axis=1))}
-    (batch,) = as_lists(data.batches(x, X * 0.5, X * 3, batch_size=20))
+    (batch,) = as_lists(batches(x, X * 0.5, X * 3, batch_size=20))
     assert batch[0]["user"] == X.tolist()
     assert batch[0]["pair"] == [(X + 1).tolist(), [[k, k] for k in range(10)]]
     assert batch[1:] == [(X * 0.5).tolist(), (X * 3).tolist()]
 
 
 def test_every_row_comes_once_a_pass_with_its_own_target():
-    batches = data.batches(X, X * 2, batch_size=3, shuffle=True, seed=1)
+    made = batches(X, X * 2, batch_size=3, shuffle=True, seed=1)
     for _ in range(3):
-        rows = [(a, b) for x, y in as_lists(batches) for a, b in zip(x, y, strict=True)]
+        rows = [(a, b) for x, y in as_lists(made) for a, b in zip(x, y, strict=True)]
         assert sorted(rows) == [(k, 2 * k) for k in range(10)]
 
 
 def test_each_pass_has_an_order_of_its_own_that_the_seed_decides():
     def passes(seed):
-        batches = data.batches(X, batch_size=5, shuffle=True, seed=seed)
-        return [as_lists(batches) for _ in range(3)]
+        made = batches(X, batch_size=5, shuffle=True, seed=seed)
+        return [as_lists(made) for _ in range(3)]
 
     assert passes(1) == passes(1)
     assert passes(1) != passes(2)
@@ -73,8 +73,8 @@ def test_the_arrays_are_not_changed_and_lists_and_columns_serve():
     import pandas as pd
 
     frame = pd.DataFrame({"a": X, "b": X / 2})
-    batches = data.batches((frame["a"], [str(k) for k in X]), frame["b"], batch_size=10)
-    (batch,) = as_lists(batches)
+    made = batches((frame["a"], [str(k) for k in X]), frame["b"], batch_size=10)
+    (batch,) = as_lists(made)
     assert batch[0][0] == X.tolist()
     assert batch[1] == (X / 2).tolist()
 
@@ -85,7 +85,7 @@ if "{block}":
     sys.modules["tensorflow"] = None
 import numpy as np
 import keras
-from rectutor import data
+from rectutor.batches import batches
 
 keras.utils.set_random_seed(0)
 
@@ -114,17 +114,17 @@ def plain(part):
 
 n = 23
 x = {{"a": np.arange(n), "b": (np.arange(n) / 2, np.arange(2 * n).reshape(n, 2))}}
-passes = data.batches(x, np.arange(n), np.ones(n), batch_size=5, shuffle=True, seed=3)
+passes = batches(x, np.arange(n), np.ones(n), batch_size=5, shuffle=True, seed=3)
 listed = [[plain(batch) for batch in passes] for _ in range(3)]
-fixed = [plain(batch) for batch in data.batches(x, batch_size=7)]
+fixed = [plain(batch) for batch in batches(x, batch_size=7)]
 
 model = keras.Sequential([Spy()])
 model.compile("sgd", "mse")
 rows = np.arange(n, dtype="float32")[:, None]
-train = data.batches(rows, rows, batch_size=5, shuffle=True, seed=3)
-model.fit(train, epochs=3, validation_data=data.batches(rows, rows, batch_size=9), verbose=0)
+train = batches(rows, rows, batch_size=5, shuffle=True, seed=3)
+model.fit(train, epochs=3, validation_data=batches(rows, rows, batch_size=9), verbose=0)
 state = float(model.layers[0].state)
-predicted = model.predict(data.batches(rows, batch_size=4), verbose=0)[:, 0].tolist()
+predicted = model.predict(batches(rows, batch_size=4), verbose=0)[:, 0].tolist()
 print(json.dumps([type(train).__name__, keras.backend.backend(), listed, fixed, state, predicted]))
 """
 
@@ -168,26 +168,25 @@ def test_the_batches_are_the_same_on_every_backend(with_tensorflow, backend):
 
 def test_a_data_set_without_tensorflow_can_be_indexed(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    batches = data.batches(X, X, batch_size=4)
-    assert len(batches) == 3
-    assert [len(batches[k][0]) for k in range(3)] == [4, 4, 2]
+    made = batches(X, X, batch_size=4)
+    assert len(made) == 3
+    assert [len(made[k][0]) for k in range(3)] == [4, 4, 2]
     with pytest.raises(IndexError, match="batch 3 of 3"):
-        batches[3]
+        made[3]
     with pytest.raises(IndexError):
-        batches[-1]
+        made[-1]
 
 
 def test_without_tensorflow_an_epoch_is_served_in_order_whatever_is_asked(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    batches = data.batches(X, batch_size=4)
-    batches.on_epoch_begin()
-    served = [batches[k][0].tolist() for k in (2, 0, 1)]
-    batches.on_epoch_end()
+    made = batches(X, batch_size=4)
+    made.on_epoch_begin()
+    served = [made[k][0].tolist() for k in (2, 0, 1)]
+    made.on_epoch_end()
     assert served == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert batches[2][0].tolist() == [8, 9]
+    assert made[2][0].tolist() == [8, 9]
 
 
-@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "words"),
     [
@@ -205,27 +204,107 @@ def test_without_tensorflow_an_epoch_is_served_in_order_whatever_is_asked(monkey
         ((({"a": X, "b": X[:2]}),), {}, ValueError, r"\"x\['a'\]\": 10, \"x\['b'\]\": 2"),
         ((X, X, X[:3]), {}, ValueError, "'sample_weight': 3"),
         ((X, None, X), {}, ValueError, "sample_weight is given without y"),
-        ((X,), {"batch_size": 0}, ValueError, "batch_size=0: it must be at least 1"),
-        ((X,), {"batch_size": -4}, ValueError, "batch_size=-4"),
-        ((X,), {"batch_size": 2.5}, TypeError, "batch_size must be an integer, not 2.5"),
-        ((X,), {"batch_size": "8"}, TypeError, "batch_size must be an integer, not '8'"),
-        ((X,), {"seed": -1}, ValueError, "seed=-1"),
-        ((X,), {"seed": None}, TypeError, "seed must be an integer, not None"),
+        ((X,), {"batch_size": 0}, ValueError, "batch_size is 0; it must be at least 1"),
+        ((X,), {"batch_size": -4}, ValueError, "batch_size is -4"),
+        ((X,), {"batch_size": 2.5}, TypeError, "batch_size is 2.5; give a whole"),
+        ((X,), {"batch_size": "8"}, TypeError, "batch_size is '8'; give a whole"),
+        ((X,), {"seed": -1}, ValueError, "seed is -1"),
+        ((X,), {"seed": None}, TypeError, "seed is None; give a whole"),
         ((X,), {"shuffle": 1}, TypeError, "shuffle must be True or False, not 1"),
     ],
 )
 def test_batches_refuse_what_they_cannot_cut(arguments, options, error, words):
     with pytest.raises(error, match=words):
-        data.batches(*arguments, **({"batch_size": 4} | options))
+        batches(*arguments, **({"batch_size": 4} | options))
 
 
 def test_importing_tensorflow_for_batches_writes_nothing():
     pytest.importorskip("tensorflow")
     code = (
-        "import numpy as np; from rectutor import data\n"
-        "print(len(list(data.batches(np.arange(9), batch_size=4, shuffle=True))))"
+        "import numpy as np; from rectutor.batches import batches\n"
+        "print(len(list(batches(np.arange(9), batch_size=4, shuffle=True))))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert (done.stdout, done.stderr) == ("3\n", "")
+
+
+# --- drawn each epoch ---------------------------------------------------------------------------
+
+
+def rows_of(epoch):
+    """Five rows an epoch, and targets that tell which row and epoch they belong to."""
+    inputs = np.arange(5) + 10 * epoch
+    return inputs, {"next": inputs + 1, "last": inputs * 2}
+
+
+def one_epoch(drawn):
+    return [
+        (x.tolist(), {k: v.tolist() for k, v in y.items()})
+        for x, y in map(drawn.__getitem__, (0, 1))
+    ]
+
+
+def test_an_epoch_has_its_own_rows_in_an_order_that_seed_and_epoch_decide():
+    drawn = DrawnEachEpoch(rows_of, batch_size=2, seed=3)
+    for epoch in range(3):
+        assert (len(drawn), drawn.epoch) == (2, epoch)
+        order = np.random.default_rng([3, epoch]).permutation(5)[:4] + 10 * epoch
+        found = one_epoch(drawn)
+        assert [row for x, _ in found for row in x] == order.tolist()
+        assert [row for _, y in found for row in y["next"]] == (order + 1).tolist()
+        assert [row for _, y in found for row in y["last"]] == (order * 2).tolist()
+        drawn.on_epoch_end()
+
+
+def test_targets_may_be_one_array_and_a_batch_larger_than_the_data_is_all_of_it():
+    drawn = DrawnEachEpoch(lambda epoch: (X, X + 1), batch_size=99, seed=0)
+    inputs, targets = drawn[0]
+    assert (len(drawn), drawn.batch_size) == (1, 10)
+    assert sorted(inputs.tolist()) == X.tolist()
+    assert targets.tolist() == (inputs + 1).tolist()
+
+
+def test_fit_draws_once_an_epoch():
+    import keras
+
+    asked = []
+
+    def draw(epoch):
+        asked.append(epoch)
+        return np.ones((6, 1), "float32") * epoch, np.zeros((6, 1), "float32")
+
+    drawn = DrawnEachEpoch(draw, batch_size=2, seed=0)
+    assert isinstance(drawn, keras.utils.PyDataset)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(drawn, epochs=3, verbose=0)
+    assert asked == list(range(len(asked)))
+    assert len(asked) >= 4  # one an epoch, and the next one when the last has ended
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "seed", "rows", "error", "words"),
+    [
+        (0, 0, 3, ValueError, "DrawnEachEpoch: batch_size is 0"),
+        (2.0, 0, 3, TypeError, "DrawnEachEpoch: batch_size is 2.0"),
+        (2, -1, 3, ValueError, "DrawnEachEpoch: seed is -1"),
+        (2, None, 3, TypeError, "DrawnEachEpoch: seed is None"),
+        (2, 0, 0, ValueError, r"draw\(0\) gives no rows"),
+    ],
+)
+def test_drawn_each_epoch_names_what_is_wrong(batch_size, seed, rows, error, words):
+    with pytest.raises(error, match=words):
+        DrawnEachEpoch(lambda epoch: (np.arange(rows), np.arange(rows)), batch_size, seed)
+
+
+def test_importing_batches_imports_no_framework():
+    code = (
+        "import sys, rectutor.batches\n"
+        "loaded = {'tensorflow', 'jax', 'keras', 'torch'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+        "try: rectutor.batches.Other\n"
+        "except AttributeError: pass\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
