@@ -33,6 +33,8 @@ if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
+run = chapter.start("sasrec", quietly=("keras_hub",))
+
 import math
 import random
 import tempfile
@@ -40,23 +42,30 @@ import time
 from pathlib import Path
 
 import keras
+import keras_hub
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from keras import ops
 
-from rectutor import PADDING_ID, chapter
-from rectutor.baselines import EASE, Popularity, standard_baselines
-from rectutor.evaluation import compare, evaluate, queries_for, recommend
-from rectutor.sequences import Histories, histories, sample_negatives, training_windows
+from rectutor import PADDING_ID
+from rectutor.baselines import EASE, Mixture, Popularity, standard_baselines
+from rectutor.batches import DrawnEachEpoch
+from rectutor.evaluation import (
+    compare,
+    evaluate,
+    queries_for,
+    recommend,
+    win_rate,
+)
+from rectutor.sequences import (
+    Histories,
+    histories,
+    sample_negatives,
+    training_windows,
+)
 from rectutor.splits import leave_one_out
 from rectutor.training import BestByNDCG, EpochLog
-
-run = chapter.start("sasrec")
-chapter.load_quietly("keras_hub")  # TensorFlow, which it loads, has much to say
-
-# %%
-import keras_hub
 
 # %% [markdown]
 # Everything a profile changes is in this cell. `quick` is for a laptop's processor, `full` holds the
@@ -64,7 +73,7 @@ import keras_hub
 # `smoke` only proves that the chapter runs.
 
 # %%
-settings = run.settings(
+SETTINGS = dict(
     #                     quick   full   smoke
     data=("100k", "1m", "synthetic"),
     # the documented recipe
@@ -73,7 +82,7 @@ settings = run.settings(
     documented_batch=128,
     documented_width=50,
     documented_blocks=(2, 2, 1),
-    # one lever at a time: as many gradient steps as the documented recipe takes
+    # one lever at a time, for the steps that the documented recipe takes
     lever_context=(50, 200, 10),
     negatives=(16, 32, 4),  # a position, for gBCE
     shared_negatives=(256, 256, 32),  # a step, for the sampled softmax
@@ -86,17 +95,19 @@ settings = run.settings(
     learning_rate=(0.003, 0.001, 0.003),
     batch_size=(32, 128, 64),
     ahead=(5, 1, 2),  # how many of the next movies are targets
-    direct=(25, 0, 3),  # how many of the latest movies reach the output directly; 0: none
-    repeat_bias=(True, False, True),  # a learned number for the scores of what was watched
-    average=(0.995, 0.0, 0.5),  # momentum of the running average of the weights; 0: none
+    direct=(25, 0, 3),  # how many of the latest reach the output; 0: none
+    repeat_bias=(True, False, True),  # one number for what was watched
+    average=(0.995, 0.0, 0.5),  # momentum of the average weights; 0: none
     epochs=(45, 100, 2),
     patience=(8, 10, 1),  # epochs without a better validation NDCG@10
     log_every=(1, 5, 1),  # epochs a line
 )
+settings = run.settings(**SETTINGS)
 
 # %%
-data = run.load_data(settings.data, needs=("timestamps",), min_users=20, min_movies=20)
-split = leave_one_out(data.ratings)
+needs = {"needs": ("timestamps",), "min_users": 20, "min_movies": 20}
+data = run.load_data(settings.data, **needs)
+split = leave_one_out(data)
 print(split)
 
 # %% [markdown]
@@ -112,7 +123,9 @@ print(split)
 # interactions stay.
 
 # %%
-liked = data.ratings[data.ratings["rating"] >= 2] if data.has_ratings else data.ratings
+liked = data.ratings
+if data.has_ratings:
+    liked = liked[liked["rating"] >= 2]
 liked_histories = histories(liked, num_users=data.num_users)
 print(f"{len(liked):,} of {len(data.ratings):,} interactions stay")
 print(f"median history {np.median(liked_histories.lengths[1:]):.0f} movies")
@@ -128,20 +141,24 @@ print(f"median history {np.median(liked_histories.lengths[1:]):.0f} movies")
 
 # %%
 def prepare_row_by_row(ratings, num_movies, seed):
-    """Sequences and negatives the documented way, in plain Python: two lists of lists."""
+    """Sequences and negatives the documented way, in plain Python.
+
+    Returns:
+        Two lists of lists: a user's movies, and a negative for each.
+    """
     draw = random.Random(seed)
     events = {}
-    for user, movie, moment in zip(
-        ratings["user_id"], ratings["movie_id"], ratings["timestamp"], strict=True
-    ):
+    columns = [ratings[c] for c in ("user_id", "movie_id", "timestamp")]
+    for user, movie, moment in zip(*columns, strict=True):
         events.setdefault(int(user), []).append((int(moment), int(movie)))
     sequences, negatives = [], []
     for user in sorted(events):
-        watched = [movie for _, movie in sorted(events[user], key=lambda event: event[0])]
+        in_order = sorted(events[user], key=lambda event: event[0])
+        watched = [movie for _, movie in in_order]
         drawn = []
         for _ in watched:
             movie = draw.randint(1, num_movies)
-            while movie in watched:  # a list: every look-up scans the history
+            while movie in watched:  # a list: every look-up scans it
                 movie = draw.randint(1, num_movies)
             drawn.append(movie)
         sequences.append(watched)
@@ -149,28 +166,32 @@ def prepare_row_by_row(ratings, num_movies, seed):
     return sequences, negatives
 
 
-def prepare_as_arrays(ratings, num_users, num_movies, seed):
-    """The same as flat arrays: `Histories`, and one negative an interaction."""
-    sequences = histories(ratings, num_users=num_users)
-    owners = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)
-    return sequences, sample_negatives(sequences, num_movies, 1, seed, users=owners)[:, 0]
+def one_negative_each(sequences, num_movies, seed):
+    """`Histories` of the same shape: an unseen movie for each watched."""
+    users = np.arange(len(sequences.lengths))
+    owners = np.repeat(users, sequences.lengths)
+    drawn = sample_negatives(sequences, num_movies, 1, seed, users=owners)
+    return Histories(drawn[:, 0], sequences.offsets)
 
 
+# %%
 sample = liked.head(100_000)
 start = time.perf_counter()
 by_row, _ = prepare_row_by_row(sample, data.num_movies, run.seed)
 seconds_by_row = time.perf_counter() - start
 start = time.perf_counter()
-as_arrays, _ = prepare_as_arrays(sample, data.num_users, data.num_movies, run.seed)
+as_arrays = histories(sample, num_users=data.num_users)
+one_negative_each(as_arrays, data.num_movies, run.seed)
 seconds_as_arrays = time.perf_counter() - start
 
-present = [user for user in range(1, data.num_users + 1) if as_arrays.lengths[user]]
-assert all(list(as_arrays[u]) == row for u, row in zip(present, by_row, strict=True))
-run.fact("c17_times_faster", round(seconds_by_row / seconds_as_arrays, 1))
-print(
-    f"row by row {seconds_by_row:.2f} s, arrays {seconds_as_arrays:.3f} s for {len(sample):,} rows:"
-)
-print(f"{seconds_by_row / seconds_as_arrays:.0f} times faster, the same sequences")
+present = np.flatnonzero(as_arrays.lengths)
+for user, row in zip(present, by_row, strict=True):
+    assert list(as_arrays[user]) == row
+times_faster = seconds_by_row / seconds_as_arrays
+run.fact("c17_times_faster", round(times_faster, 1))
+print(f"{len(sample):,} rows: one by one {seconds_by_row:.2f} s, ", end="")
+print(f"arrays {seconds_as_arrays:.3f} s for the same sequences, ", end="")
+print(f"{times_faster:.0f} times faster")
 
 # %% [markdown]
 # From here on the chapter uses the arrays. A row of training data is a user's first movies without
@@ -180,54 +201,56 @@ print(f"{seconds_by_row / seconds_as_arrays:.0f} times faster, the same sequence
 
 # %%
 def first_window(sequences, length):
-    """The first `length` movies of each row of `sequences`, padded after: `(rows, length)` int32."""
+    """The first `length` movies of each row of `sequences`, padded after.
+
+    Returns:
+        `(rows, length)` int32.
+    """
     index = sequences.offsets[:-1, None] + np.arange(length)
     inside = index < sequences.offsets[1:, None]
     items = np.append(sequences.items, PADDING_ID)
-    return np.where(inside, items[np.minimum(index, len(items) - 1)], PADDING_ID).astype(np.int32)
-
-
-def without_last(sequences):
-    """The same histories, each without its last movie."""
-    lengths = np.maximum(sequences.lengths - 1, 0)
-    keep = np.ones(len(sequences.items), bool)
-    keep[sequences.offsets[1:][sequences.lengths > 0] - 1] = False
-    return Histories(sequences.items[keep], np.concatenate([[0], np.cumsum(lengths)]))
+    found = items[np.minimum(index, len(items) - 1)]
+    return np.where(inside, found, PADDING_ID).astype(np.int32)
 
 
 def documented_arrays(sequences, num_movies, context, seed):
     """Training and validation data of the documented recipe.
 
     Returns:
-        `(inputs, targets)` for training and for validation. `inputs` is `(users, context)`;
-        `targets` holds `positives`, `negatives` and `weights`, all of that shape.
+        `(inputs, targets)` for training and for validation. `inputs` is
+        `(users, context)`; `targets` holds `positives`, `negatives` and
+        `weights`, all of that shape.
     """
-    owners = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)
-    drawn = sample_negatives(sequences, num_movies, 1, seed, users=owners)[:, 0]
-    negatives = Histories(drawn, sequences.offsets)
+    negatives = one_negative_each(sequences, num_movies, seed)
+    watched = first_window(sequences, context + 1)[1:]  # 0 is padding
+    drawn = first_window(negatives, context + 1)[1:]
+    place = np.arange(context + 1)
+    last = place == sequences.lengths[1:, None] - 1  # not in training
     parts = []
-    for positive, negative in [
-        (without_last(sequences), without_last(negatives)),
-        (sequences, negatives),
-    ]:
-        watched = first_window(positive, context + 1)[1:]  # row 0 is the padding user
-        other = first_window(negative, context + 1)[1:]
-        parts.append((watched[:, :-1], {"positives": watched[:, 1:], "negatives": other[:, 1:]}))
-    (_, targets), (_, last_targets) = parts
-    targets["weights"] = (targets["positives"] != PADDING_ID).astype("float32")
-    last = np.arange(context) == sequences.lengths[1:, None] - 2
-    last_targets["weights"] = last.astype("float32")
+    for hidden, weighs in [(last, ~last), (False, last)]:
+        movies = np.where(hidden, PADDING_ID, watched)
+        others = np.where(hidden, PADDING_ID, drawn)
+        targets = {"positives": movies[:, 1:], "negatives": others[:, 1:]}
+        weighs = weighs[:, 1:] & (targets["positives"] != PADDING_ID)
+        targets["weights"] = weighs.astype("float32")
+        parts.append((movies[:, :-1], targets))
     return parts
 
 
-# over seeds these losses differ by a few hundredths; seed 0 is chosen: it ends near the known figures
+# over seeds these losses differ by a few hundredths;
+# seed 0 is chosen: it ends near the known figures
 documented_seed = abs(run.seed - 42)
 documented_train, documented_validation = documented_arrays(
-    liked_histories, data.num_movies, settings.documented_context, documented_seed
+    liked_histories,
+    data.num_movies,
+    settings.documented_context,
+    documented_seed,
 )
-documented_steps = math.ceil(len(documented_train[0]) / settings.documented_batch)
+rows = len(documented_train[0])
+documented_steps = math.ceil(rows / settings.documented_batch)
 documented_steps *= settings.documented_epochs
-print(f"training inputs {documented_train[0].shape}, {documented_steps} gradient steps in all")
+print(f"training inputs {documented_train[0].shape}, ", end="")
+print(f"{documented_steps} gradient steps in all")
 
 # %% [markdown]
 # One user with five movies, a context of six: the input stops one before the end, the target is the
@@ -235,11 +258,12 @@ print(f"training inputs {documented_train[0].shape}, {documented_steps} gradient
 
 # %% tags=["nbval-check-output"]
 toy = Histories(np.array([7, 8, 9, 10, 11], np.int32), np.array([0, 0, 5]))
-(toy_inputs, toy_targets), (_, toy_last) = documented_arrays(toy, 20, 6, seed=0)
+toy_train, toy_validation = documented_arrays(toy, 20, 6, seed=0)
+toy_inputs, toy_targets = toy_train
 print("input   ", toy_inputs[0])
 print("target  ", toy_targets["positives"][0])
 print("weight  ", toy_targets["weights"][0].astype(int))
-print("validate", toy_last["weights"][0].astype(int))
+print("validate", toy_validation[1]["weights"][0].astype(int))
 
 # %% [markdown]
 # ### The model
@@ -268,37 +292,35 @@ class DocumentedSASRec(keras.Model):
         dropout: rate after the embeddings and within the blocks.
     """
 
-    def __init__(self, num_movies, context=200, width=50, blocks=2, heads=1, dropout=0.2, **kwargs):
+    def __init__(
+        self,
+        num_movies,
+        context=200,
+        width=50,
+        blocks=2,
+        heads=1,
+        dropout=0.2,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        self.config = {"num_movies": num_movies, "context": context, "width": width}
-        self.config |= {"blocks": blocks, "heads": heads, "dropout": dropout}
+        self.config = {"num_movies": num_movies, "context": context}
+        self.config |= {"width": width, "blocks": blocks, "heads": heads}
+        self.config |= {"dropout": dropout}
         self.movies = keras_hub.layers.ReversibleEmbedding(
             num_movies + 1,
             width,
             embeddings_initializer="glorot_uniform",
             embeddings_regularizer=keras.regularizers.L2(0.001),
         )
-        self.positions = keras_hub.layers.PositionEmbedding(context, initializer="glorot_uniform")
+        self.positions = keras_hub.layers.PositionEmbedding(context)
         self.dropout = keras.layers.Dropout(dropout)
-        self.blocks = [
-            keras_hub.layers.TransformerDecoder(
-                intermediate_dim=width,
-                num_heads=heads,
-                dropout=dropout,
-                activation="relu",
-                layer_norm_epsilon=1e-5,
-                normalize_first=True,
-            )
-            for _ in range(blocks)
-        ]
+        self.blocks = transformer_blocks(blocks, width, heads, dropout)
         self.norm = keras.layers.LayerNormalization(epsilon=1e-8)
 
     def build(self, input_shape):
         vectors = (*input_shape, self.config["width"])
-        self.movies.build(input_shape)
-        for layer in [self.positions, *self.blocks, self.norm]:
+        for layer in [self.movies, self.positions, *self.blocks, self.norm]:
             layer.build(vectors)
-        self.built = True
 
     def call(self, item_ids, training=False):
         mask = ops.not_equal(item_ids, PADDING_ID)  # (B, L)
@@ -309,18 +331,46 @@ class DocumentedSASRec(keras.Model):
         return self.norm(x)
 
     def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
-        positive = ops.sum(y_pred * self.movies(y["positives"]), axis=-1)  # (B, L)
-        negative = ops.sum(y_pred * self.movies(y["negatives"]), axis=-1)  # (B, L)
+        positive = self.movies(y["positives"])  # (B, L, d)
+        positive = ops.sum(y_pred * positive, axis=-1)  # (B, L)
+        negative = self.movies(y["negatives"])  # (B, L, d)
+        negative = ops.sum(y_pred * negative, axis=-1)  # (B, L)
         return two_way_loss(positive, negative[..., None], y["weights"])
 
     def get_config(self):
         return {**super().get_config(), **self.config}
 
 
-def two_way_loss(positive, negative, weights, beta=1.0):
-    """Binary cross-entropy of the next movie against `K` negatives, averaged over positions.
+# %% [markdown]
+# The blocks come from KerasHub, and the loss is a function of the scores.
 
-    Half of it when `K` is 1 and `beta` 1, so that it is a mean over two-way decisions.
+
+# %%
+def embedding(rows, width):
+    """A table of learned vectors."""
+    glorot = {"embeddings_initializer": "glorot_uniform"}
+    return keras.layers.Embedding(rows, width, **glorot)
+
+
+def transformer_blocks(count, width, heads, dropout):
+    """Blocks in which a position sees itself and what is before."""
+    return [
+        keras_hub.layers.TransformerDecoder(
+            width,
+            heads,
+            dropout=dropout,
+            activation="relu",
+            normalize_first=True,
+        )
+        for _ in range(count)
+    ]
+
+
+def two_way_loss(positive, negative, weights, beta=1.0):
+    """Binary cross-entropy of the next movie against `K` negatives.
+
+    Averaged over positions, and half of it when `K` is 1 and `beta` 1, so
+    that it is a mean over two-way decisions.
 
     Args:
         positive: `(B, L)` scores of the movies watched next.
@@ -329,7 +379,8 @@ def two_way_loss(positive, negative, weights, beta=1.0):
         beta: exponent of the positive's probability (gBCE); 1 is plain BCE.
     """
     weights = ops.convert_to_tensor(weights)
-    loss = beta * ops.softplus(-positive) + ops.sum(ops.softplus(negative), axis=-1)  # (B, L)
+    others = ops.sum(ops.softplus(negative), axis=-1)  # (B, L)
+    loss = beta * ops.softplus(-positive) + others
     total = ops.sum(weights)
     return ops.sum(loss * weights) / (2.0 * ops.maximum(total, 1.0))
 
@@ -339,7 +390,23 @@ def two_way_loss(positive, negative, weights, beta=1.0):
 #
 # Adam with the documented settings, batches in the order of the users.
 
+
 # %%
+def documented_adam():
+    """The optimizer of the documented recipe, a fresh one."""
+    return keras.optimizers.Adam(0.001, beta_2=0.98)
+
+
+def train_documented(model, train, batch_size, epochs, **options):
+    """Train on what `documented_arrays` gives; the history.
+
+    `options` are those of `fit`: `validation_data`, `callbacks`.
+    """
+    model.compile(optimizer=documented_adam())
+    how = {"batch_size": batch_size, "epochs": epochs, "verbose": 0}
+    return model.fit(*train, shuffle=False, **how, **options)
+
+
 keras.utils.set_random_seed(documented_seed)
 documented = DocumentedSASRec(
     data.num_movies,
@@ -347,15 +414,13 @@ documented = DocumentedSASRec(
     width=settings.documented_width,
     blocks=settings.documented_blocks,
 )
-documented.compile(optimizer=keras.optimizers.Adam(0.001, beta_2=0.98))
 start = time.perf_counter()
-log = documented.fit(
-    *documented_train,
-    batch_size=settings.documented_batch,
-    epochs=settings.documented_epochs,
+log = train_documented(
+    documented,
+    documented_train,
+    settings.documented_batch,
+    settings.documented_epochs,
     validation_data=documented_validation,
-    shuffle=False,
-    verbose=0,
     callbacks=[EpochLog()],
 )
 documented_seconds = time.perf_counter() - start
@@ -375,13 +440,16 @@ run.fact("documented_val_loss", log.history["val_loss"][-1])
 # %%
 variables = [
     [variable.value for variable in group]
-    for group in (documented.trainable_variables, documented.non_trainable_variables)
+    for group in (
+        documented.trainable_variables,
+        documented.non_trainable_variables,
+    )
 ]
 some = documented_train[0][:8]
-with_training, _ = documented.stateless_call(*variables, some, training=True)
+with_it, _ = documented.stateless_call(*variables, some, training=True)
 without, _ = documented.stateless_call(*variables, some, training=False)
-apart = np.abs(ops.convert_to_numpy(with_training) - ops.convert_to_numpy(without)).max()
-print(f"largest difference between training and not training: {apart:.3g}")
+apart = np.abs(ops.convert_to_numpy(with_it - without)).max()
+print(f"largest difference between training and not: {apart:.3g}")
 
 # %% [markdown]
 # With dropout at work the two would differ. Our own model below hands `training` on; the documented
@@ -402,7 +470,10 @@ print(f"largest difference between training and not training: {apart:.3g}")
 
 # %%
 def documented_place(mask):
-    """Where the documented code reads the state: it counts the *padding*. `mask` is `(B, L)`."""
+    """Where the documented code reads the state: it counts the *padding*.
+
+    `mask` is `(B, L)`, True where there is a movie.
+    """
     return np.maximum((~mask).sum(axis=1) - 1, 0)
 
 
@@ -412,45 +483,35 @@ def last_real_place(mask):
 
 
 def score_first_movies(model, place):
-    """A recommender that reads the first movies of a history and the state at `place(mask)`."""
+    """A recommender that reads the first movies of a history.
+
+    It takes the state at `place(mask)`.
+    """
 
     def recommender(queries):
         inputs = first_window(queries.histories, model.config["context"])
-        states = model.predict(inputs, batch_size=len(inputs), verbose=0)  # (B, L, d)
-        read = states[np.arange(len(inputs)), place(inputs != PADDING_ID)]  # (B, d)
+        inputs = inputs[queries.user_ids]  # (B, L)
+        states = model.predict(inputs, batch_size=len(inputs), verbose=0)
+        at = place(inputs != PADDING_ID)
+        read = states[np.arange(len(inputs)), at]  # (B, d)
         return read @ ops.convert_to_numpy(model.movies.embeddings).T
 
     return recommender
 
 
-def wins_against_one(recommender, split):
-    """How often the validation target scores higher than a random unseen movie (the mean)."""
-    queries = queries_for(split, on="validation")
-    targets = split.validation.set_index("user_id")["movie_id"].loc[queries.user_ids].to_numpy()
-    rates = []
-    for batch in queries.batches(512):
-        scores = np.asarray(recommender(batch))
-        allowed = np.ones(scores.shape, bool)
-        allowed[:, PADDING_ID] = False
-        allowed[np.repeat(np.arange(len(batch)), batch.lengths), batch.histories.items] = False
-        rows = np.arange(len(batch))
-        target = targets[len(rates) : len(rates) + len(batch)]
-        own = scores[rows, target][:, None]
-        allowed[rows, target] = False
-        ahead = (own > scores) + 0.5 * (own == scores)
-        rates.extend((ahead * allowed).sum(axis=1) / np.maximum(allowed.sum(axis=1), 1))
-    return float(np.mean(rates))
-
-
 as_documented = score_first_movies(documented, documented_place)
 popularity = Popularity().fit(split)
 rows = []
-for name, recommender in [("popularity", popularity), ("SASRec as documented", as_documented)]:
+for name, recommender in [
+    ("popularity", popularity),
+    ("SASRec as documented", as_documented),
+]:
     found = evaluate(recommender, split, on="validation")
-    against_one = wins_against_one(recommender, split)
+    against_one = win_rate(recommender, split, on="validation")
     rows.append((name, against_one, found.hit_rate, found.ndcg))
 columns = ["model", "ahead of one random movie", "HR@10", "NDCG@10"]
-run.show_table(pd.DataFrame(rows, columns=columns), caption="Two questions, validation users")
+table = pd.DataFrame(rows, columns=columns)
+run.show_table(table, caption="Two questions, validation users")
 run.fact("c16_ahead_of_one", rows[1][1])
 run.fact("c16_hit_rate", rows[1][2])
 
@@ -464,21 +525,21 @@ run.fact("c16_hit_rate", rows[1][2])
 # lever trains with the same number of gradient steps as the documented recipe took, few enough to
 # try them all, far too few to finish; only the last model trains until validation stops improving.
 
+
 # %%
-ladder = []  # one dict a lever
-
-
-def measure(recommender, split, name):
-    """Validation and test figures of one model, for the ladder."""
+def measure(name, recommender, split, seconds):
+    """One row of the ladder: validation and test figures of a model."""
     chosen = evaluate(recommender, split, on="validation", num_resamples=1)
     return {
         "name": name,
         "validation": chosen.ndcg,
         "test": evaluate(recommender, split, name=name),
+        "seconds": seconds,
     }
 
 
-ladder.append({**measure(as_documented, split, "as documented"), "seconds": documented_seconds})
+row = measure("as documented", as_documented, split, documented_seconds)
+ladder = [row]
 
 # %% [markdown]
 # ### Read the state of the last movie
@@ -496,11 +557,19 @@ print("movies in the row    ", mask.sum(axis=1))
 print("read, as documented  ", documented_place(mask), "(counted from 0)")
 print("the last movie is at ", last_real_place(mask))
 
+
 # %%
+def gain(ladder):
+    """What the latest row gained in test NDCG@10 over the one before."""
+    return ladder[-1]["test"].ndcg - ladder[-2]["test"].ndcg
+
+
 right_place = score_first_movies(documented, last_real_place)
-ladder.append({**measure(right_place, split, "+ right position"), "seconds": documented_seconds})
-run.fact("c13_ndcg_gain", ladder[-1]["test"].ndcg - ladder[-2]["test"].ndcg)
-print(f"test NDCG@10 {ladder[-2]['test'].ndcg:.4f} -> {ladder[-1]['test'].ndcg:.4f}, same weights")
+name = "+ right position"
+ladder.append(measure(name, right_place, split, documented_seconds))
+run.fact("c13_ndcg_gain", gain(ladder))
+before, after = (row["test"].ndcg for row in ladder)
+print(f"test NDCG@10 {before:.4f} -> {after:.4f}, same weights")
 
 # %% [markdown]
 # The weights are the same, only the place where we read changed.
@@ -519,10 +588,12 @@ print(f"test NDCG@10 {ladder[-2]['test'].ndcg:.4f} -> {ladder[-1]['test'].ndcg:.
 longest = settings.documented_context + 1
 too_long = liked_histories.lengths > longest
 cut_away = (liked_histories.lengths - longest)[too_long].sum()
-print(f"{too_long.sum():,} of {data.num_users:,} users have more than {longest} movies")
-print(f"{cut_away / len(liked_histories.items):.1%} of all interactions are never seen")
+unseen = cut_away / len(liked_histories.items)
+print(f"{too_long.sum():,} of {data.num_users:,} users ", end="")
+print(f"have more than {longest} movies")
+print(f"{unseen:.1%} of all interactions are never seen")
 run.fact("c12_users_cut", int(too_long.sum()))
-run.fact("c12_interactions_unseen", float(cut_away / len(liked_histories.items)))
+run.fact("c12_interactions_unseen", float(unseen))
 
 # %% [markdown]
 # The fix is to count from the end: `training_windows` lays windows from a user's latest movie
@@ -533,9 +604,8 @@ run.fact("c12_interactions_unseen", float(cut_away / len(liked_histories.items))
 
 
 # %%
-@keras.saving.register_keras_serializable("rectutor")
-class SASRec(keras.Model):
-    """SASRec with a softmax over the whole catalogue.
+class CausalTransformer(keras.Model):
+    """The network of SASRec; the loss is up to those who inherit from it.
 
     Args:
         num_movies: highest movie id, V.
@@ -544,188 +614,105 @@ class SASRec(keras.Model):
         blocks: Transformer blocks.
         heads: attention heads.
         dropout: rate after the embeddings and within the blocks.
-        ahead: how many of the next movies are targets; each weighs `fade` times the one before.
-        fade: 0 < fade <= 1.
-        direct: the vectors of the latest `direct` movies are added to the output; 0 adds none.
-        repeat_bias: whether one learned number is added to the scores of the movies that the row
-            holds up to a position.
     """
 
     def __init__(
-        self, num_movies, context, width=64, blocks=2, heads=2, dropout=0.5, ahead=1, fade=0.6,
-        direct=0, repeat_bias=False, **kwargs,
-    ):  # fmt: skip
+        self,
+        num_movies,
+        context,
+        width=64,
+        blocks=2,
+        heads=2,
+        dropout=0.5,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        self.config = {"num_movies": num_movies, "context": context, "width": width}
-        self.config |= {"blocks": blocks, "heads": heads, "dropout": dropout}
-        self.config |= {"ahead": ahead, "fade": fade, "direct": direct}
-        self.config |= {"repeat_bias": repeat_bias}
-        self.movies = keras_hub.layers.ReversibleEmbedding(
-            num_movies + 1, width, embeddings_initializer="glorot_uniform"
-        )
-        self.positions = keras.layers.Embedding(
-            context, width, embeddings_initializer="glorot_uniform"
-        )
+        self.config = {"num_movies": num_movies, "context": context}
+        self.config |= {"width": width, "blocks": blocks, "heads": heads}
+        self.config |= {"dropout": dropout}
+        self.movies = embedding(num_movies + 1, width)
+        self.positions = embedding(context, width)
         self.dropout = keras.layers.Dropout(dropout)
-        self.blocks = [
-            keras_hub.layers.TransformerDecoder(
-                width, heads, dropout=dropout, activation="relu", normalize_first=True
-            )
-            for _ in range(blocks)
-        ]
+        self.blocks = transformer_blocks(blocks, width, heads, dropout)
         self.norm = keras.layers.LayerNormalization()
-        if direct:
-            self.recency = self.add_weight(
-                shape=(direct, width), initializer=fading_ones, name="recency"
-            )
-        if repeat_bias:
-            rare = keras.initializers.Constant(-3.0)  # what was watched seldom comes again
-            self.repeat_bias = self.add_weight(shape=(), initializer=rare, name="repeat_bias")
+        self.repeat_bias = None
 
     def build(self, input_shape):
         vectors = (*input_shape, self.config["width"])
-        for layer in [self.movies, self.positions]:
-            layer.build(input_shape)
-        for layer in [*self.blocks, self.norm]:
+        for layer in [self.movies, self.positions, *self.blocks, self.norm]:
             layer.build(vectors)
-        self.built = True
 
     def read(self, item_ids, blocks, training=False):
-        """The states after the first `blocks` blocks: `(B, L)` ids to `(B, L, d)`."""
+        """States after so many blocks: `(B, L)` ids to `(B, L, d)`."""
         mask = ops.not_equal(item_ids, PADDING_ID)  # (B, L)
-        place = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)  # (B, L)
-        x = self.movies(item_ids) + self.positions(place)  # (B, L, d)
+        place = ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1  # (B, L)
+        x = self.movies(item_ids) + self.positions(ops.maximum(place, 0))
         x = self.dropout(x, training=training)
-        for block in self.blocks[:blocks]:  # a block masks what is later by itself
+        for block in self.blocks[:blocks]:  # a block masks what is later
             x = block(x, decoder_padding_mask=mask, training=training)
         return x
 
-    def latest(self, item_ids, training=False):
-        """Weighted sum of the latest movies' vectors at each position: `(B, L)` ids to `(B, L, d)`."""
-        real = ops.cast(ops.not_equal(item_ids, PADDING_ID), "float32")  # (B, L)
-        vectors = self.dropout(self.movies(item_ids) * real[..., None], training=training)
-        length = item_ids.shape[1]
-        shifted = [
-            ops.pad(vectors[:, : length - age], ((0, 0), (age, 0), (0, 0)))  # (B, L, d)
-            for age in range(min(self.config["direct"], length))
-        ]
-        return sum(self.recency[age] * vector for age, vector in enumerate(shifted))
-
     def call(self, item_ids, training=False):
-        states = self.norm(self.read(item_ids, len(self.blocks), training))  # (B, L, d)
-        return states + self.latest(item_ids, training) if self.config["direct"] else states
-
-    def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
-        table = self.movies.embeddings  # (V + 1, d)
-        states = ops.reshape(y_pred, (-1, self.config["width"]))  # (B * L, d)
-        logits = ops.matmul(states, ops.transpose(table[1:]))  # (B * L, V), padding is no movie
-        total = ops.reshape(ops.logsumexp(logits, axis=-1), ops.shape(y))  # (B, L)
-        own = ops.matmul(y_pred, ops.transpose(self.movies(y), (0, 2, 1)))  # (B, L, L) at targets
-        if self.config["repeat_bias"]:
-            read = ops.matmul(
-                y_pred, ops.transpose(self.movies(x), (0, 2, 1))
-            )  # (B, L, L) at inputs
-            total, own = with_repeat_bias(self.repeat_bias, total, own, read, x, y)
-        return softmax_loss(total, own, y, self.config["ahead"], self.config["fade"])
+        return self.norm(self.read(item_ids, len(self.blocks), training))
 
     def get_config(self):
         return {**super().get_config(), **self.config}
 
 
-def fading_ones(shape, dtype=None):
-    """`(ages, d)` weights that start at 1 for the latest movie and fade with a movie's age."""
-    fade = np.exp(-np.arange(shape[0]) / 3.0)[:, None]
-    return ops.convert_to_tensor(fade * np.ones(shape), dtype=dtype)
+# %% [markdown]
+# Most levers train it with a loss on a few negatives.
 
 
-def with_repeat_bias(bias, total, own, read, item_ids, targets):
-    """Add a bias to the scores of the movies that a row holds up to each position.
-
-    Args:
-        bias: one number.
-        total: `(B, L)` as in `softmax_loss`, of the scores without the bias.
-        own: `(B, L, L)` as in `softmax_loss`, without the bias.
-        read: `(B, L, L)` score at position t of the movie at position s.
-        item_ids: `(B, L)` the movies of the rows.
-        targets: `(B, L)` the next movie of each position.
-
-    Returns:
-        `total` and `own` with the bias.
-    """
-    place = np.arange(item_ids.shape[1])
-    same = ops.equal(item_ids[:, :, None], item_ids[:, None, :])  # (B, L, L)
-    repeated = ops.any(ops.logical_and(same, place[None, :] < place[:, None]), axis=-1)  # (B, L)
-    counted = ops.logical_and(ops.not_equal(item_ids, PADDING_ID), ops.logical_not(repeated))
-    counted = ops.logical_and(counted[:, None, :], place[None, :] <= place[:, None])  # (B, L, L)
-    share = ops.exp(read - total[..., None]) * ops.cast(counted, "float32")
-    share = ops.minimum(ops.sum(share, axis=-1), 0.9999)  # (B, L), theirs of all exponentials
-    again = ops.equal(item_ids[:, :, None], targets[:, None, :])  # (B, L, L)
-    again = ops.minimum(ops.cumsum(ops.cast(again, "float32"), axis=1), 1.0)  # up to position t
-    return total + ops.log1p(ops.expm1(bias) * share), own + bias * again
-
-
-def softmax_loss(total, own, targets, ahead, fade):
-    """Cross-entropy over the catalogue, averaged over the positions with a target.
-
-    Args:
-        total: `(B, L)` log of the summed exponentials of all movies' scores, $\\log Z_t$.
-        own: `(B, L, L)` score at position t of the target of position s.
-        targets: `(B, L)` the next movie of each position, 0 where there is none.
-        ahead: position t learns targets t to t + ahead - 1 (those the row holds).
-        fade: weight of a target against the one before it.
-    """
-    real = ops.cast(ops.not_equal(targets, PADDING_ID), "float32")  # (B, L)
-    step = np.arange(targets.shape[1])
-    step = step[None, :] - step[:, None]  # (L, L): s - t
-    share = np.where((step >= 0) & (step < ahead), float(fade) ** np.maximum(step, 0), 0.0)
-    share = ops.convert_to_tensor(share.astype("float32")) * real[:, None, :]  # (B, L, L)
-    share = share / ops.maximum(ops.sum(share, axis=-1, keepdims=True), 1e-9)
-    loss = total - ops.sum(share * own, axis=-1)  # (B, L)
-    return ops.sum(loss * real) / ops.maximum(ops.sum(real), 1.0)
-
-
+# %%
 @keras.saving.register_keras_serializable("rectutor")
-class SampledSASRec(SASRec):
-    """The same network with a loss on a few negatives.
+class SampledSASRec(CausalTransformer):
+    """SASRec with a loss on a few negatives.
 
     Args:
-        shared: negatives a step, drawn uniformly and shared by all positions (sampled softmax);
-            0 takes the negatives of `y`, `(B, L, K)`, for a binary cross-entropy.
+        sizes: as in `CausalTransformer`, which takes the rest too.
+        shared: negatives a step, drawn uniformly and shared by all
+            positions (sampled softmax); 0 takes the negatives of `y`,
+            `(B, L, K)`, for a binary cross-entropy.
         beta: exponent of the positive's probability in that cross-entropy.
         l2: weight of the L2 penalty on the movie table.
+        seed: of the shared negatives.
     """
 
-    def __init__(self, *args, shared=0, beta=1.0, l2=0.0, seed=0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.config |= {"shared": shared, "beta": beta, "l2": l2, "seed": seed}
+    def __init__(self, *sizes, shared=0, beta=1.0, l2=0.0, seed=0, **more):
+        super().__init__(*sizes, **more)
+        self.config |= {"shared": shared, "beta": beta, "l2": l2}
+        self.config |= {"seed": seed}
         self.draws = keras.random.SeedGenerator(seed)
 
     def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
         targets = y["targets"]  # (B, L)
-        weights = ops.cast(ops.not_equal(targets, PADDING_ID), "float32")
         positive = ops.sum(y_pred * self.movies(targets), axis=-1)  # (B, L)
         if self.config["shared"]:
-            size = (self.config["shared"],)
-            drawn = keras.random.randint(size, 1, self.config["num_movies"] + 1, seed=self.draws)
-            states = ops.reshape(y_pred, (-1, self.config["width"]))  # (B * L, d)
-            negative = ops.matmul(states, ops.transpose(self.movies(drawn)))  # (B * L, S)
-            loss = sampled_softmax_loss(
-                ops.reshape(positive, (-1,)), negative, ops.reshape(targets, (-1,)), drawn
-            )
+            size, end = (self.config["shared"],), self.movies.input_dim
+            drawn = keras.random.randint(size, 1, end, seed=self.draws)
+            states = ops.reshape(y_pred, (-1, y_pred.shape[-1]))
+            negative = ops.matmul(states, ops.transpose(self.movies(drawn)))
+            positive = ops.reshape(positive, (-1,))
+            targets = ops.reshape(targets, (-1,))
+            loss = sampled_softmax_loss(positive, negative, targets, drawn)
         else:
             vectors = self.movies(y["negatives"])  # (B, L, K, d)
-            negative = ops.sum(y_pred[:, :, None, :] * vectors, axis=-1)  # (B, L, K)
-            loss = two_way_loss(positive, negative, weights, self.config["beta"])
+            negative = ops.sum(y_pred[:, :, None, :] * vectors, axis=-1)
+            real = ops.cast(ops.not_equal(targets, PADDING_ID), "float32")
+            beta = self.config["beta"]
+            loss = two_way_loss(positive, negative, real, beta)
         if self.config["l2"]:
-            loss = loss + self.config["l2"] * ops.sum(ops.square(self.movies.embeddings))
+            squares = ops.square(self.movies.embeddings)
+            loss = loss + self.config["l2"] * ops.sum(squares)
         return loss
 
 
+# %%
 def sampled_softmax_loss(positive, negative, targets, drawn):
     """Cross-entropy of the next movie against `S` shared negatives.
 
-    The draw is uniform, so the log-Q correction is the same for all movies and drops out. A
-    negative that happens to be the target is left out.
+    The draw is uniform, so the log-Q correction is the same for all movies
+    and drops out. A negative that happens to be the target is left out.
 
     Args:
         positive: `(N,)` scores of the next movies.
@@ -735,20 +722,29 @@ def sampled_softmax_loss(positive, negative, targets, drawn):
     """
     accidental = ops.equal(targets[:, None], drawn[None, :])  # (N, S)
     negative = ops.where(accidental, -1e9, negative)
-    logits = ops.concatenate([positive[:, None], negative], axis=1)  # (N, 1 + S)
+    logits = ops.concatenate([positive[:, None], negative], axis=1)
     weights = ops.cast(ops.not_equal(targets, PADDING_ID), "float32")
     loss = ops.logsumexp(logits, axis=1) - positive
     return ops.sum(loss * weights) / ops.maximum(ops.sum(weights), 1.0)
 
 
+# %% [markdown]
+# To recommend, we read the latest movies and take the state of the last column.
+
+
+# %%
 def score_latest_movies(model):
-    """A recommender that reads the latest movies of a history: scores `(B, V + 1)`."""
+    """A recommender that reads the latest movies of a history.
+
+    It gives scores `(B, V + 1)`.
+    """
 
     def recommender(queries):
-        inputs = queries.last(model.config["context"])  # (B, L), padded before
-        states = model.predict(inputs, batch_size=len(inputs), verbose=0)  # (B, L, d)
-        scores = states[:, -1] @ ops.convert_to_numpy(model.movies.embeddings).T  # (B, V + 1)
-        if model.config["repeat_bias"]:
+        inputs = queries.last(model.config["context"])  # padded before
+        states = model.predict(inputs, batch_size=len(inputs), verbose=0)
+        table = ops.convert_to_numpy(model.movies.embeddings)
+        scores = states[:, -1] @ table.T  # (B, V + 1)
+        if model.repeat_bias is not None:
             rows = np.arange(len(inputs))[:, None]
             scores[rows, inputs] += ops.convert_to_numpy(model.repeat_bias)
         return scores
@@ -762,49 +758,22 @@ def score_latest_movies(model):
 
 # %% tags=["nbval-check-output"]
 keras.utils.set_random_seed(1)
-tiny = SASRec(num_movies=9, context=4, width=8, heads=1, dropout=0.0)
-before, after = np.array([[1, 2, 3, 4], [0, 0, 5, 6]]), np.array([[1, 2, 3, 4], [5, 6, 0, 0]])
-states_before, states_after = (ops.convert_to_numpy(tiny(rows)) for rows in (before, after))
-print("states", states_before.shape, "movie table", tuple(tiny.movies.embeddings.shape))
+tiny = CausalTransformer(9, context=4, width=8, heads=1, dropout=0.0)
+left = np.array([[1, 2, 3, 4], [0, 0, 5, 6]])  # padded before
+right = np.array([[1, 2, 3, 4], [5, 6, 0, 0]])  # padded after
+state_left = ops.convert_to_numpy(tiny(left))  # (2, 4, 8)
+state_right = ops.convert_to_numpy(tiny(right))
+table = tuple(tiny.movies.embeddings.shape)
+print("states", state_left.shape, "movie table", table)
 print("same state with the padding before and after:", end=" ")
-print(np.allclose(states_before[1, -1], states_after[1, 1], atol=1e-5))
+print(np.allclose(state_left[1, -1], state_right[1, 1], atol=1e-5))
 
 # %% [markdown]
-# Training data that can change from epoch to epoch comes from a small `PyDataset`: `draw(epoch)`
-# gives the arrays, and each epoch shuffles them anew from the seed.
+# Training data that can change from epoch to epoch comes from `DrawnEachEpoch`: `draw(epoch)` gives
+# the arrays, and each epoch shuffles them anew from the seed.
 
 
 # %%
-class DrawnEachEpoch(keras.utils.PyDataset):
-    """Batches of `draw(epoch)`, shuffled, all of one size.
-
-    Args:
-        draw: gives `(inputs, targets)` of an epoch; `targets` is an array or a dict of arrays.
-        batch_size: rows a batch; what is left over waits for another epoch's order.
-        seed: of the order.
-    """
-
-    def __init__(self, draw, batch_size, seed):
-        super().__init__()
-        self.draw, self.seed, self.epoch = draw, seed, -1
-        self.on_epoch_end()
-        self.batch_size = min(batch_size, len(self.inputs))
-
-    def __len__(self):
-        return len(self.inputs) // self.batch_size
-
-    def on_epoch_end(self):
-        self.epoch += 1
-        self.inputs, self.targets = self.draw(self.epoch)
-        self.order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.inputs))
-
-    def __getitem__(self, number):
-        rows = self.order[number * self.batch_size : (number + 1) * self.batch_size]
-        if isinstance(self.targets, dict):
-            return self.inputs[rows], {name: y[rows] for name, y in self.targets.items()}
-        return self.inputs[rows], self.targets[rows]
-
-
 class StopAfter(keras.callbacks.Callback):
     """End the training after a number of gradient steps."""
 
@@ -818,32 +787,68 @@ class StopAfter(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def pull(name, model, draw, optimizer, batch_size, steps, split, seed):
-    """Train `model` for so many steps and measure it: one row of the ladder."""
+def train_steps(model, batches, optimizer, steps, callbacks=()):
+    """Train for so many steps on a `DrawnEachEpoch`: the history."""
     model.compile(optimizer=optimizer)
-    batches = DrawnEachEpoch(draw, batch_size, seed)
-    epochs = math.ceil(steps / len(batches))
+    return model.fit(
+        batches,
+        epochs=math.ceil(steps / len(batches)),
+        verbose=0,
+        callbacks=[StopAfter(steps), *callbacks],
+    )
+
+
+# %%
+def pull(name, network, draw, optimizer, kind=SampledSASRec):
+    """Train a model for as many steps as documented, and add a row."""
+    keras.utils.set_random_seed(run.seed)
+    model = kind(data.num_movies, **network)
+    batches = DrawnEachEpoch(draw, settings.documented_batch, run.seed)
     start = time.perf_counter()
-    model.fit(batches, epochs=epochs, verbose=0, callbacks=[StopAfter(steps)])
+    train_steps(model, batches, optimizer, documented_steps)
     seconds = time.perf_counter() - start
-    row = {**measure(score_latest_movies(model), split, name), "seconds": seconds}
-    print(f"{name:32s} {steps} steps in {seconds:5.1f} s, ", end="")
-    print(f"validation NDCG@10 {row['validation']:.4f}, test {row['test'].ndcg:.4f}", flush=True)
-    return row
+    row = measure(name, score_latest_movies(model), split, seconds)
+    ladder.append(row)
+    print(f"{name}: {documented_steps} steps in {seconds:.1f} s, ", end="")
+    print(f"validation NDCG@10 {row['validation']:.4f}, ", end="")
+    print(f"test {row['test'].ndcg:.4f}", flush=True)
+    return model
 
 
+# %% [markdown]
+# What a lever trains on is a `draw(epoch)` of its own. For the documented loss it draws negatives;
+# the documented way is one window a user with the same negatives in each epoch.
+
+
+# %%
 def with_negatives(windows, known, num_movies, count, seed, fresh=True):
-    """`draw(epoch)` for a binary cross-entropy: `count` unseen movies for every position."""
+    """`draw(epoch)` for a binary cross-entropy.
+
+    There are `count` unseen movies for every position, the same in each
+    epoch unless `fresh`. `windows` is `(inputs, targets, users)`.
+    """
     inputs, targets, users = windows
 
     def draw(epoch):
-        pass_seed = [seed, epoch if fresh else 0]
         size = targets.shape[1] * count
-        drawn = sample_negatives(known, num_movies, size, pass_seed, users=users)
+        drawn = sample_negatives(
+            known,
+            num_movies,
+            size,
+            [seed, epoch if fresh else 0],
+            users=users,
+        )
         negatives = drawn.reshape(*targets.shape, count)
         return inputs, {"targets": targets, "negatives": negatives}
 
     return draw
+
+
+def latest_window_only(known, context):
+    """The last training window of each user: `(inputs, targets, users)`."""
+    windows = training_windows(known, context, return_users=True)
+    last = np.flatnonzero(np.diff(windows[2], append=-1))  # in time order
+    return tuple(each[last] for each in windows)
 
 
 # %% [markdown]
@@ -852,31 +857,20 @@ def with_negatives(windows, known, num_movies, count, seed, fresh=True):
 # under the protocol.
 
 # %%
-known = histories(split.train, num_users=split.num_users)
-documented_settings = {"width": settings.documented_width, "blocks": settings.documented_blocks}
-documented_settings |= {"heads": 1, "dropout": 0.0}  # none, as the documented code has it on JAX
-
-
-def as_documented_adam():
-    """The optimizer of the documented recipe, a fresh one."""
-    return keras.optimizers.Adam(0.001, beta_2=0.98)
-
-
-def latest_window_only(known, context):
-    """The last training window of each user: `(inputs, targets, users)`."""
-    inputs, targets, users = training_windows(known, context, return_users=True)
-    last = np.flatnonzero(np.diff(users, append=-1))  # windows of a user are in time order
-    return inputs[last], targets[last], users[last]
-
-
-lever = {"batch_size": settings.documented_batch, "steps": documented_steps}
-lever |= {"split": split, "seed": run.seed}
-keras.utils.set_random_seed(run.seed)
-model = SampledSASRec(data.num_movies, settings.documented_context, **documented_settings)
+known = split.histories(before="validation")
+documented_network = {
+    "context": settings.lever_context,
+    "width": settings.documented_width,
+    "blocks": settings.documented_blocks,
+    "heads": 1,
+    "dropout": 0.0,  # none, as the documented code has it on JAX
+}
+one = {"num_movies": data.num_movies, "count": 1, "seed": run.seed}
+network = documented_network | {"context": settings.documented_context}
 windows = latest_window_only(known, settings.documented_context)
-draw = with_negatives(windows, known, data.num_movies, 1, run.seed, fresh=False)
-ladder.append(pull("+ latest movies", model, draw, as_documented_adam(), **lever))
-run.fact("c12_ndcg_gain", ladder[-1]["test"].ndcg - ladder[-2]["test"].ndcg)
+draw = with_negatives(windows, known, fresh=False, **one)
+pull("+ latest movies", network, draw, documented_adam())
+run.fact("c12_ndcg_gain", gain(ladder))
 
 # %% [markdown]
 # The number of steps is the same as before, the model is the same, and the histories end where the
@@ -894,13 +888,14 @@ for row, target in zip(toy_inputs, toy_targets, strict=True):
     print("input", row, "target", target)
 
 # %%
-windows = training_windows(known, settings.lever_context, return_users=True)
-print(f"{len(windows[0]):,} windows of {settings.lever_context}, ", end="")
-print(f"{np.mean(windows[0] != PADDING_ID):.0%} of the positions are movies")
-keras.utils.set_random_seed(run.seed)
-model = SampledSASRec(data.num_movies, settings.lever_context, **documented_settings)
-draw = with_negatives(windows, known, data.num_movies, 1, run.seed, fresh=False)
-ladder.append(pull("+ windows over the whole history", model, draw, as_documented_adam(), **lever))
+context = settings.lever_context
+windows = training_windows(known, context, return_users=True)
+print(f"{len(windows[0]):,} windows of {context}, ", end="")
+real = np.mean(windows[0] != PADDING_ID)
+print(f"{real:.0%} of the positions are movies")
+draw = with_negatives(windows, known, fresh=False, **one)
+name = "+ windows over the whole history"
+pull(name, documented_network, draw, documented_adam())
 
 # %% [markdown]
 # ### Fresh negatives
@@ -914,17 +909,17 @@ ladder.append(pull("+ windows over the whole history", model, draw, as_documente
 
 # %% tags=["nbval-check-output"]
 toy_windows = training_windows(toy, 4, return_users=True)
+toy_one = {"num_movies": 1000, "count": 1, "seed": 0}
 for name, fresh in [("drawn once", False), ("drawn each epoch", True)]:
-    toy_draw = with_negatives(toy_windows, toy, num_movies=1000, count=1, seed=0, fresh=fresh)
-    met = np.stack([toy_draw(epoch)[1]["negatives"][0, -1, 0] for epoch in range(10)])
-    print(f"{name}: {len(np.unique(met))} different negatives in 10 epochs")
+    toy_draw = with_negatives(toy_windows, toy, fresh=fresh, **toy_one)
+    drawn = [toy_draw(epoch)[1]["negatives"] for epoch in range(10)]
+    met = np.unique([negatives[0, -1, 0] for negatives in drawn])
+    print(f"{name}: {len(met)} different negatives in 10 epochs")
 
 # %%
-keras.utils.set_random_seed(run.seed)
-model = SampledSASRec(data.num_movies, settings.lever_context, **documented_settings)
-draw = with_negatives(windows, known, data.num_movies, 1, run.seed)
-ladder.append(pull("+ fresh negatives", model, draw, as_documented_adam(), **lever))
-run.fact("c14_ndcg_gain", ladder[-1]["test"].ndcg - ladder[-2]["test"].ndcg)
+draw = with_negatives(windows, known, **one)
+pull("+ fresh negatives", documented_network, draw, documented_adam())
+run.fact("c14_ndcg_gain", gain(ladder))
 
 # %% [markdown]
 # ### The regulariser that is not there
@@ -940,22 +935,22 @@ run.fact("c14_ndcg_gain", ladder[-1]["test"].ndcg - ladder[-2]["test"].ndcg)
 inputs = documented_train[0][:8]
 targets = {name: array[:8] for name, array in documented_train[1].items()}
 states = documented(inputs)
-positive = ops.sum(states * documented.movies(targets["positives"]), axis=-1)
-negative = ops.sum(states * documented.movies(targets["negatives"]), axis=-1)[..., None]
-cross_entropy = ops.convert_to_numpy(two_way_loss(positive, negative, targets["weights"])).item()
-returned = ops.convert_to_numpy(documented.compute_loss(inputs, targets, states)).item()
-penalty = ops.convert_to_numpy(sum(documented.losses)).item()
+positive, negative = (
+    ops.sum(states * documented.movies(targets[name]), axis=-1)
+    for name in ("positives", "negatives")
+)
+weights = targets["weights"]
+cross_entropy = float(two_way_loss(positive, negative[..., None], weights))
+returned = float(documented.compute_loss(inputs, targets, states))
+penalty = float(sum(documented.losses))
 run.fact("c15_penalty", penalty)
-print(f"model.losses {penalty:.4f}, cross-entropy {cross_entropy:.4f}, returned {returned:.4f}")
+print(f"model.losses {penalty:.4f}, ", end="")
+print(f"cross-entropy {cross_entropy:.4f}, returned {returned:.4f}")
 
 # %%
-keras.utils.set_random_seed(run.seed)
-model = SampledSASRec(
-    data.num_movies, settings.lever_context, l2=0.001, **documented_settings
-)  # fmt: skip
-row = pull("(with the L2 penalty)", model, draw, as_documented_adam(), **lever)
-run.fact("c15_ndcg_effect", row["test"].ndcg - ladder[-1]["test"].ndcg)
-ladder.append(row)
+network = documented_network | {"l2": 0.001}
+pull("(with the L2 penalty)", network, draw, documented_adam())
+run.fact("c15_ndcg_effect", gain(ladder))
 
 # %% [markdown]
 # The two lines above differ in the penalty alone. Whichever is ahead, what was asked for and what
@@ -967,21 +962,27 @@ ladder.append(row)
 # spite of it. From here on the settings are those of the model made right (the literature's in the
 # `full` profile), so that the losses below are compared where they can learn.
 
+
 # %%
-made_right_settings = {"width": settings.width, "blocks": settings.blocks}
-made_right_settings |= {"heads": settings.heads, "dropout": settings.dropout}
+#: What the network is told beside its sizes.
+NETWORK = ("width", "blocks", "heads", "dropout")
 
 
 def made_right_adam(learning_rate, average=0.0):
-    """Adam, with a running average of the weights if `average` (its momentum) is above 0."""
-    averaging = {"use_ema": True, "ema_momentum": average} if average else {}
+    """Adam, with a running average of the weights.
+
+    `average` is its momentum; 0 keeps none.
+    """
+    if not average:
+        return keras.optimizers.Adam(learning_rate)
+    averaging = {"use_ema": True, "ema_momentum": average}
     return keras.optimizers.Adam(learning_rate, **averaging)
 
 
-keras.utils.set_random_seed(run.seed)
-model = SampledSASRec(data.num_movies, settings.lever_context, **made_right_settings)
+network = {name: getattr(settings, name) for name in NETWORK}
+network["context"] = settings.lever_context
 optimizer = made_right_adam(settings.learning_rate)
-ladder.append(pull("+ width, dropout, learning rate", model, draw, optimizer, **lever))
+pull("+ width, dropout, learning rate", network, draw, optimizer)
 
 # %% [markdown]
 # ### The loss
@@ -1004,47 +1005,190 @@ ladder.append(pull("+ width, dropout, learning rate", model, draw, optimizer, **
 
 # %%
 def gbce_beta(count, num_movies, calibration=0.75):
-    """The exponent of gBCE for `count` negatives out of `num_movies` movies."""
+    """The exponent of gBCE for `count` negatives out of `num_movies`."""
     alpha = count / (num_movies - 1)
     return alpha * (calibration * (1.0 - 1.0 / alpha) + 1.0 / alpha)
 
 
-keras.utils.set_random_seed(run.seed)
+many = one | {"count": settings.negatives}
+draw = with_negatives(windows, known, **many)
 beta = gbce_beta(settings.negatives, data.num_movies)
-model = SampledSASRec(data.num_movies, settings.lever_context, beta=beta, **made_right_settings)
-draw = with_negatives(windows, known, data.num_movies, settings.negatives, run.seed)
+optimizer = made_right_adam(settings.learning_rate)
 name = f"+ gBCE, {settings.negatives} negatives"
-ladder.append(pull(name, model, draw, made_right_adam(settings.learning_rate), **lever))
+pull(name, network | {"beta": beta}, draw, optimizer)
 
+# %% [markdown]
+# The other two losses draw nothing beforehand: each epoch has the same windows.
 
 # %%
-def plain(windows):
-    """`draw(epoch)` that gives the same windows each epoch."""
-    return lambda epoch: windows
-
-
-keras.utils.set_random_seed(run.seed)
-model = SampledSASRec(
-    data.num_movies, settings.lever_context, shared=settings.shared_negatives, seed=run.seed,
-    **made_right_settings,
-)  # fmt: skip
-draw = plain((windows[0], {"targets": windows[1]}))
+pairs = (windows[0], {"targets": windows[1]})
+shared = {"shared": settings.shared_negatives, "seed": run.seed}
+optimizer = made_right_adam(settings.learning_rate)
 name = f"+ sampled softmax, {settings.shared_negatives} shared"
-ladder.append(pull(name, model, draw, made_right_adam(settings.learning_rate), **lever))
+pull(name, network | shared, lambda epoch: pairs, optimizer)
+
+# %% [markdown]
+# The softmax compares each state with the vectors of all movies, $V$ products a position. The class has
+# three arguments more (`ahead`, `direct`, `repeat_bias`), each of which is a lever further down.
+
 
 # %%
-keras.utils.set_random_seed(run.seed)
-model = SASRec(data.num_movies, settings.lever_context, **made_right_settings)
-draw = plain(windows[:2])
-ladder.append(
-    pull(
-        "+ softmax over the catalogue",
-        model,
-        draw,
-        made_right_adam(settings.learning_rate),
-        **lever,
-    )
-)
+@keras.saving.register_keras_serializable("rectutor")
+class SASRec(CausalTransformer):
+    """SASRec with a softmax over the whole catalogue.
+
+    Args:
+        sizes: as in `CausalTransformer`, which takes the rest too.
+        ahead: how many of the next movies are targets of a position.
+        fade: what each of them weighs against the one before, 0 to 1.
+        direct: how many of the latest movies' vectors are added to the
+            output; 0 adds none.
+        repeat_bias: whether a learned number is added to the scores of the
+            movies that the row holds up to a position.
+    """
+
+    def __init__(
+        self,
+        *sizes,
+        ahead=1,
+        fade=0.6,
+        direct=0,
+        repeat_bias=False,
+        **kwargs,
+    ):
+        super().__init__(*sizes, **kwargs)
+        self.config |= {"ahead": ahead, "fade": fade, "direct": direct}
+        self.config |= {"repeat_bias": repeat_bias}
+        if direct:
+            size = (direct, self.config["width"])
+            self.recency = self.add_weight(size, fading_ones)
+        if repeat_bias:
+            low = keras.initializers.Constant(-3.0)  # seldom watched again
+            self.repeat_bias = self.add_weight((), low)
+
+    def call(self, item_ids, training=False):
+        states = super().call(item_ids, training)  # (B, L, d)
+        if not self.config["direct"]:
+            return states
+        return states + self.latest(item_ids, training)
+
+    def latest(self, item_ids, training=False):
+        """The latest movies' vectors, weighted by age: `(B, L, d)`."""
+        real = ops.cast(ops.not_equal(item_ids, PADDING_ID), "float32")
+        vectors = self.movies(item_ids) * real[..., None]
+        vectors = self.dropout(vectors, training=training)
+        return sum_by_age(vectors, self.recency)
+
+    def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+        table, bias = self.movies.embeddings, self.repeat_bias
+        ahead, fade = self.config["ahead"], self.config["fade"]
+        return softmax_loss(y_pred, table, x, y, ahead, fade, bias)
+
+
+# %%
+def softmax_loss(states, table, inputs, targets, ahead, fade, bias):
+    """Cross-entropy over the catalogue, averaged over the real positions.
+
+    Args:
+        states: `(B, L, d)`.
+        table: `(V + 1, d)` the vectors of the movies; row 0 is no movie.
+        inputs: `(B, L)` the movies of the rows.
+        targets: `(B, L)` the movie after each, 0 where there is none.
+        ahead: position t learns targets t to t + ahead - 1.
+        fade: weight of a target against the one before it.
+        bias: added to the scores of what a row holds so far; None: nothing.
+    """
+    flat = ops.reshape(states, (-1, table.shape[1]))  # (B * L, d)
+    logits = ops.matmul(flat, ops.transpose(table[1:]))  # (B * L, V)
+    total = ops.logsumexp(logits, axis=-1)
+    total = ops.reshape(total, ops.shape(targets))  # (B, L), log Z
+    own = scores_of(states, table, targets)
+    if bias is not None:
+        both = (total, own, scores_of(states, table, inputs))
+        total, own = with_repeat_bias(bias, *both, inputs, targets)
+    real = ops.cast(ops.not_equal(targets, PADDING_ID), "float32")  # (B, L)
+    step = np.arange(targets.shape[1])
+    step = step[None, :] - step[:, None]  # (L, L): s - t
+    near = (step >= 0) & (step < ahead)
+    share = np.where(near, float(fade) ** np.maximum(step, 0), 0.0)
+    share = ops.convert_to_tensor(share.astype("float32"))
+    share = share * real[:, None, :]  # (B, L, L)
+    weight = ops.sum(share, axis=-1, keepdims=True)
+    share = share / ops.maximum(weight, 1e-9)
+    loss = total - ops.sum(share * own, axis=-1)  # (B, L)
+    return ops.sum(loss * real) / ops.maximum(ops.sum(real), 1.0)
+
+
+def scores_of(states, table, movies):
+    """`(B, L, L)` score at position t of the movie at position s."""
+    vectors = ops.take(table, movies, axis=0)  # (B, L, d)
+    return ops.matmul(states, ops.transpose(vectors, (0, 2, 1)))
+
+
+# %% [markdown]
+# A bias on the scores of what a row has shown up to a position needs no second pass over the
+# catalogue: their share of $Z$ is scaled by $e^b$.
+
+
+# %%
+def with_repeat_bias(bias, total, own, read, inputs, targets):
+    """Add a bias to the scores of what a row holds up to each position.
+
+    Args:
+        bias: one number.
+        total: `(B, L)` log of the summed exponentials of all scores, log Z.
+        own: `(B, L, L)` score at position t of the target of position s.
+        read: `(B, L, L)` score at position t of the movie at position s.
+        inputs, targets: `(B, L)` the movies of the rows and those after.
+
+    Returns:
+        `total` and `own` with the bias.
+    """
+    place = np.arange(inputs.shape[1])
+    before = place[None, :] < place[:, None]  # (L, L): s < t
+    so_far = place[None, :] <= place[:, None]
+    same = ops.equal(inputs[:, :, None], inputs[:, None, :])  # (B, L, L)
+    repeated = ops.any(ops.logical_and(same, before), axis=-1)  # (B, L)
+    real = ops.not_equal(inputs, PADDING_ID)
+    counted = ops.logical_and(real, ops.logical_not(repeated))
+    counted = ops.logical_and(counted[:, None, :], so_far)  # (B, L, L)
+    share = ops.exp(read - total[..., None]) * ops.cast(counted, "float32")
+    share = ops.minimum(ops.sum(share, axis=-1), 0.9999)  # (B, L), of Z
+    again = ops.equal(inputs[:, :, None], targets[:, None, :])
+    again = ops.cumsum(ops.cast(again, "float32"), axis=1)
+    again = ops.minimum(again, 1.0)  # (B, L, L): the row holds it
+    return total + ops.log1p(ops.expm1(bias) * share), own + bias * again
+
+
+def sum_by_age(vectors, weights):
+    """At each position the latest vectors, each weighted by its age.
+
+    Args:
+        vectors: `(B, L, d)`.
+        weights: `(A, d)`, row a for what came a positions before.
+    """
+    length = vectors.shape[1]
+    shifted = [
+        ops.pad(vectors[:, : length - age], ((0, 0), (age, 0), (0, 0)))
+        for age in range(min(weights.shape[0], length))
+    ]
+    return sum(weights[age] * vector for age, vector in enumerate(shifted))
+
+
+def fading_ones(shape, dtype=None):
+    """`(A, d)` weights, 1 for the latest movie and less with its age."""
+    fade = np.exp(-np.arange(shape[0]) / 3.0)[:, None]
+    return ops.convert_to_tensor(fade * np.ones(shape), dtype=dtype)
+
+
+# %%
+def pull_softmax(name):
+    """A row of the ladder for the softmax over the catalogue."""
+    optimizer = made_right_adam(settings.learning_rate)
+    return pull(name, network, lambda epoch: windows[:2], optimizer, SASRec)
+
+
+pull_softmax("+ softmax over the catalogue")
 
 # %% [markdown]
 # ### More than the next movie
@@ -1054,14 +1198,9 @@ ladder.append(
 # before.
 
 # %%
+network["ahead"] = settings.ahead
 if settings.ahead > 1:
-    keras.utils.set_random_seed(run.seed)
-    model = SASRec(
-        data.num_movies, settings.lever_context, ahead=settings.ahead, **made_right_settings
-    )
-    optimizer = made_right_adam(settings.learning_rate)
-    name = f"+ the next {settings.ahead} movies"
-    ladder.append(pull(name, model, draw, optimizer, **lever))
+    pull_softmax(f"+ the next {settings.ahead} movies")
 else:
     print("this profile keeps to the next movie")
 
@@ -1076,13 +1215,9 @@ else:
 # Fossil {cite}`he2016`; the blocks learn what that leaves open.
 
 # %%
-made_right_settings |= {"ahead": settings.ahead, "direct": settings.direct}
+network["direct"] = settings.direct
 if settings.direct:
-    keras.utils.set_random_seed(run.seed)
-    model = SASRec(data.num_movies, settings.lever_context, **made_right_settings)
-    optimizer = made_right_adam(settings.learning_rate)
-    name = f"+ the latest {settings.direct} movies, directly"
-    ladder.append(pull(name, model, draw, optimizer, **lever))
+    pull_softmax(f"+ the latest {settings.direct} movies, directly")
 else:
     print("in this profile only the blocks reach the output")
 
@@ -1098,13 +1233,11 @@ else:
 # to the same item teaches $b$ that instead.
 
 # %%
-made_right_settings |= {"repeat_bias": settings.repeat_bias}
+network["repeat_bias"] = settings.repeat_bias
 if settings.repeat_bias:
-    keras.utils.set_random_seed(run.seed)
-    model = SASRec(data.num_movies, settings.lever_context, **made_right_settings)
-    optimizer = made_right_adam(settings.learning_rate)
-    ladder.append(pull("+ a bias for what was watched", model, draw, optimizer, **lever))
-    print(f"learned bias {float(ops.convert_to_numpy(model.repeat_bias)):.2f}")
+    model = pull_softmax("+ a bias for what was watched")
+    bias = ops.convert_to_numpy(model.repeat_bias)
+    print(f"learned bias {float(bias):.2f}")
 else:
     print("in this profile all movies are scored alike")
 
@@ -1122,39 +1255,20 @@ else:
 
 # %%
 def operations_a_position(num_movies, context, width, blocks):
-    """Floating-point operations to train on one position, from the shapes alone."""
+    """Operations to train on one position, from the shapes alone."""
     block = 4 * width**2 + 2 * width**2 + 2 * context * width
-    multiply_adds = blocks * block + width * num_movies + 2 * width * context  # + those of the row
-    return 3 * 2 * multiply_adds
+    row = 2 * width * context  # its targets and inputs
+    return 3 * 2 * (blocks * block + width * num_movies + row)
 
 
-per_position = operations_a_position(
-    data.num_movies, settings.context, settings.width, settings.blocks
-)
+sizes = (settings.context, settings.width, settings.blocks)
+per_position = operations_a_position(data.num_movies, *sizes)
 slots = settings.batch_size * settings.context
 share = 6 * settings.width * data.num_movies / per_position
-print(f"{per_position / 1e6:.2f} million operations a position, {share:.0%} of it the catalogue's")
-print(f"{slots:,} positions a step: {per_position * slots / 1e9:.2f} billion operations")
-
-# %% [markdown]
-# The count leaves something out that the clock does not: dropout needs a random number for every value
-# it may drop. JAX draws them such that the same numbers come out however an array is split over
-# devices. On one device that is not needed, and doing without is faster. (The next cell times a million
-# draws both ways, and stays with the second.)
-
-# %%
-if keras.backend.backend() == "jax":
-    import jax
-
-    for splittable in (True, False):
-        jax.config.update("jax_threefry_partitionable", splittable)
-        draw_million = jax.jit(lambda key: jax.random.bernoulli(key, 0.5, (1000, 1000)))
-        times = []
-        for _ in range(11):
-            start = time.perf_counter()
-            draw_million(jax.random.key(run.seed)).block_until_ready()
-            times.append(time.perf_counter() - start)
-        print(f"splittable {splittable}: {1e3 * np.median(times):.1f} ms for a million draws")
+print(f"{per_position / 1e6:.2f} million operations a position, ", end="")
+print(f"{share:.0%} of it the catalogue's")
+print(f"{slots:,} positions a step: ", end="")
+print(f"{per_position * slots / 1e9:.2f} billion operations")
 
 # %% [markdown]
 # ### Training
@@ -1170,44 +1284,90 @@ if keras.backend.backend() == "jax":
 
 # %%
 def windows_with_shuffled_ties(ratings, num_users, context, seed):
-    """`draw(epoch)`: training windows in which ties in time come in a new order each epoch."""
+    """`draw(epoch)`: windows in which ties in time come in a new order."""
 
     def draw(epoch):
-        order = np.random.default_rng([seed, epoch]).permutation(len(ratings))
-        shuffled = histories(ratings.iloc[order], num_users=num_users)
-        return training_windows(shuffled, context)
+        rng = np.random.default_rng([seed, epoch])
+        rows = ratings.iloc[rng.permutation(len(ratings))]
+        return training_windows(histories(rows, num_users), context)
 
     return draw
 
 
-keras.utils.set_random_seed(run.seed)
-sasrec = SASRec(data.num_movies, settings.context, **made_right_settings)
-sasrec.compile(optimizer=made_right_adam(settings.learning_rate, settings.average))
-draw = windows_with_shuffled_ties(split.train, split.num_users, settings.context, run.seed)
-training = DrawnEachEpoch(draw, settings.batch_size, run.seed)
-best = BestByNDCG(score_latest_movies(sasrec), split, patience=settings.patience)
-log = sasrec.fit(
-    training,
+def made_right_settings(settings):
+    """What the model made right is told beside its sizes."""
+    names = (*NETWORK, "ahead", "direct", "repeat_bias")
+    return {name: getattr(settings, name) for name in names}
+
+
+def made_right(num_movies, settings, seed):
+    """The model with all that has been pulled, not trained yet."""
+    keras.utils.set_random_seed(seed)
+    network = made_right_settings(settings)
+    return SASRec(num_movies, settings.context, **network)
+
+
+def train_sasrec(
+    model,
+    draw,
+    *,
+    learning_rate,
+    average,
+    batch_size,
+    epochs,
+    seed,
+    callbacks=(),
+):
+    """Train a `SASRec` on what `draw(epoch)` gives; the history.
+
+    `average` is the momentum of the running average of the weights, which
+    callbacks see and the model has at the end; with 0 there is none.
+    """
+    model.compile(optimizer=made_right_adam(learning_rate, average))
+    if average:
+        swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+        callbacks = [swap, *callbacks]
+    return model.fit(
+        DrawnEachEpoch(draw, batch_size, seed),
+        epochs=epochs,
+        verbose=0,
+        callbacks=list(callbacks),
+    )
+
+
+# %%
+recipe = {
+    "learning_rate": settings.learning_rate,
+    "average": settings.average,
+    "batch_size": settings.batch_size,
+    "seed": run.seed,
+}
+sizes = {"num_users": split.num_users, "context": settings.context}
+chooser = made_right(data.num_movies, settings, run.seed)
+draw = windows_with_shuffled_ties(split.train, **sizes, seed=run.seed)
+scoring = score_latest_movies(chooser)
+best = BestByNDCG(scoring, split, patience=settings.patience)
+train_sasrec(
+    chooser,
+    draw,
+    **recipe,
     epochs=settings.epochs,
-    verbose=0,
-    callbacks=[
-        *([keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if settings.average else []),
-        best,
-        EpochLog(every=settings.log_every),
-        *run.callbacks("sasrec"),
-    ],
+    callbacks=[best, EpochLog(every=settings.log_every)],
 )
 print(f"best epoch {best.best_epoch}")
 
 # %%
 seconds = [row["seconds"] for row in best.history]
 steady = np.median(np.diff(seconds)) if len(seconds) > 1 else seconds[0]
-slots_a_second = len(training) * slots / steady
-real = np.mean(training.inputs != PADDING_ID)
+inputs, _ = draw(0)
+slots_a_second = len(inputs) // settings.batch_size * slots / steady
+real = np.mean(inputs != PADDING_ID)
+billions = slots_a_second * per_position / 1e9
 run.fact("positions_per_second", round(float(slots_a_second)))
-run.fact("gflops_per_second", float(slots_a_second * per_position / 1e9))
-print(f"{slots_a_second:,.0f} positions a second ({real:.0%} of them movies, the rest padding)")
-print(f"{slots_a_second * per_position / 1e9:.1f} billion operations a second")
+run.fact("gflops_per_second", float(billions))
+print(f"{slots_a_second:,.0f} positions a second ", end="")
+print(f"({real:.0%} of them movies, the rest padding)")
+print(f"{billions:.1f} billion operations a second")
 
 # %% [markdown]
 # The rate above is the median epoch's, so compiling is not in it.
@@ -1220,61 +1380,55 @@ print(f"{slots_a_second * per_position / 1e9:.1f} billion operations a second")
 
 
 # %%
-chooser = sasrec  # has not seen the validation movies: what is chosen on them is chosen with it
-keras.utils.set_random_seed(run.seed)
-sasrec = SASRec(data.num_movies, settings.context, **made_right_settings)
-sasrec.compile(optimizer=made_right_adam(settings.learning_rate, settings.average))
 all_known = pd.concat([split.train, split.validation])
-draw = windows_with_shuffled_ties(all_known, split.num_users, settings.context, run.seed)
+draw = windows_with_shuffled_ties(all_known, **sizes, seed=run.seed)
+sasrec = made_right(data.num_movies, settings, run.seed)
 start = time.perf_counter()
-sasrec.fit(
-    DrawnEachEpoch(draw, settings.batch_size, run.seed),
+train_sasrec(
+    sasrec,
+    draw,
+    **recipe,
     epochs=best.best_epoch,
-    verbose=0,
-    callbacks=[
-        *([keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if settings.average else []),
-        EpochLog(every=5),
-        *run.callbacks("sasrec-refit"),
-    ],
+    callbacks=[EpochLog(every=5)],
 )
 refit_seconds = time.perf_counter() - start
-weights = sasrec.get_weights()  # what the optimizer kept for training can go
-sasrec = SASRec(data.num_movies, settings.context, **made_right_settings)
-sasrec.build((None, settings.context))
-sasrec.set_weights(weights)
 
 # %% [markdown]
+# The model that chose the epochs, `chooser`, has not seen the validation movies: whatever else is
+# chosen on them is chosen with it.
+#
 # ### The ladder
 
 # %%
-test_made_right = evaluate(score_latest_movies(sasrec), split, name="SASRec made right")
-stopped = {
-    "name": "trained to its early stop",
-    "validation": max(row["ndcg"] for row in best.history),
-    "test": evaluate(score_latest_movies(chooser), split, name="SASRec at its early stop"),
-    "seconds": seconds[-1],
-}
-final = {
-    "name": "trained anew with validation",
-    "validation": np.nan,  # it has seen the validation movies
-    "test": test_made_right,
-    "seconds": refit_seconds,
-}
+test_made_right = run.test(
+    "SASRec made right",
+    score_latest_movies(sasrec),
+    split,
+    recipe="made right",
+    seconds=seconds[-1] + refit_seconds,
+)
+at_early_stop = evaluate(score_latest_movies(chooser), split)
+top = max(row["ndcg"] for row in best.history)
+rows = [list(row.values()) for row in ladder]
+rows.append(["trained to its early stop", top, at_early_stop, seconds[-1]])
+rows.append(  # it has seen the validation movies
+    ["trained anew with validation", np.nan, test_made_right, refit_seconds]
+)
 table = pd.DataFrame(
     [
         {
-            "model": row["name"],
-            "training s": round(row["seconds"], 1),
-            "validation NDCG@10": row["validation"],
-            "test NDCG@10": row["test"].ndcg,
-            "test HR@10": row["test"].hit_rate,
+            "model": name,
+            "training s": round(took, 1),
+            "validation NDCG@10": validation,
+            "test NDCG@10": test.ndcg,
+            "test HR@10": test.hit_rate,
         }
-        for row in [*ladder, stopped, final]
+        for name, validation, test, took in rows
     ]
 )
-run.show_table(
-    table, caption=f"One lever at a time, {documented_steps} steps each but the last two"
-)
+caption = f"One lever at a time, {documented_steps} steps each"
+caption += " but the last two"
+run.show_table(table, caption=caption)
 
 # %% [markdown]
 # Each row keeps what the rows above it changed (the row in brackets alone is not kept). Read the
@@ -1283,14 +1437,15 @@ run.show_table(
 
 # %% mystnb={"image": {"alt": "Validation NDCG at 10 over training seconds: one marker a lever, a line for the final model, and a dashed line for popularity"}}
 figure, axes = plt.subplots(figsize=(7.5, 4.5))
-axes.plot(seconds, [row["ndcg"] for row in best.history], label="made right, epoch by epoch")
-for number, row in enumerate(ladder):
-    axes.plot(row["seconds"], row["validation"], "o", color="C1", ms=4)
-    axes.annotate(
-        str(number + 1), (row["seconds"], row["validation"]), xytext=(4, 3),
-        textcoords="offset points", fontsize=8,
-    )  # fmt: skip
-axes.plot([], [], "o", color="C1", ms=4, label="levers, in the order of the table")
+curve = [row["ndcg"] for row in best.history]
+axes.plot(seconds, curve, label="made right, epoch by epoch")
+label = "levers, in the order of the table"
+for number, row in enumerate(ladder, start=1):
+    point = (row["seconds"], row["validation"])
+    axes.plot(*point, "o", color="C1", ms=4, label=label)
+    label = None
+    near = {"textcoords": "offset points", "fontsize": 8}
+    axes.annotate(str(number), point, (4, 3), **near)
 level = evaluate(popularity, split, on="validation", num_resamples=1).ndcg
 axes.axhline(level, color="C2", linestyle="--", label="popularity")
 axes.set(xlabel="training time (s)", ylabel="validation NDCG@10")
@@ -1308,7 +1463,7 @@ run.show(figure, "ndcg-over-seconds")
 
 # %%
 results = {
-    name: evaluate(baseline, split, name=name)
+    name: run.test(name, baseline, split, recipe="baseline")
     for name, baseline in standard_baselines(split).items()
 }
 results["SASRec as documented"] = ladder[0]["test"]
@@ -1337,14 +1492,16 @@ queries = queries_for(split)
 scores = np.asarray(as_documented(queries))
 top = np.argsort(-scores, axis=1, kind="stable")[:, :10]
 seen = np.zeros(scores.shape, bool)
-seen[np.repeat(np.arange(len(queries)), queries.lengths), queries.histories.items] = True
+seen[queries.rows, queries.items] = True
 was_seen = np.take_along_axis(seen, top, axis=1).mean()
 was_padding = (top == PADDING_ID).mean()
-seen_allowed = evaluate(as_documented, split, exclude_seen=False, name="seen movies compete")
+seen_allowed = evaluate(as_documented, split, exclude_seen=False)
+ndcg = ladder[0]["test"].ndcg
 run.fact("c6_seen_share", float(was_seen))
-run.fact("c6_ndcg_gain", ladder[0]["test"].ndcg - seen_allowed.ndcg)
-print(f"of all places in the top 10: {was_seen:.1%} seen already, {was_padding:.2%} padding")
-print(f"test NDCG@10 {seen_allowed.ndcg:.4f} -> {ladder[0]['test'].ndcg:.4f} without them")
+run.fact("c6_ndcg_gain", ndcg - seen_allowed.ndcg)
+print(f"of all places in the top 10: {was_seen:.1%} seen already, ", end="")
+print(f"{was_padding:.2%} padding")
+print(f"test NDCG@10 {seen_allowed.ndcg:.4f} -> {ndcg:.4f} without them")
 
 # %% [markdown]
 # Everything else in this chapter leaves both out, as `evaluate` and `recommend` do.
@@ -1357,7 +1514,7 @@ print(f"test NDCG@10 {seen_allowed.ndcg:.4f} -> {ladder[0]['test'].ndcg:.4f} wit
 
 # %%
 def attention_of(model, number, item_ids):
-    """Attention weights of block `number`, averaged over heads: `(B, L, L)`.
+    """Attention of block `number`, averaged over heads: `(B, L, L)`.
 
     Row t holds how much position t takes from each earlier position.
     """
@@ -1366,16 +1523,21 @@ def attention_of(model, number, item_ids):
         "/".join(weight.path.split("/")[-2:]): ops.convert_to_numpy(weight)
         for weight in block.weights
     }
-    x = ops.convert_to_numpy(model.read(item_ids, number))  # (B, L, d), what the block reads
+    # (B, L, d): what the block reads, normalised
+    x = ops.convert_to_numpy(model.read(item_ids, number))
     x = x - x.mean(axis=-1, keepdims=True)
-    x = x / np.sqrt(x.var(axis=-1, keepdims=True) + block.layer_norm_epsilon)
-    x = x * weights["self_attention_layer_norm/gamma"] + weights["self_attention_layer_norm/beta"]
-    query = np.einsum("bld,dhk->bhlk", x, weights["query/kernel"])
-    query += weights["query/bias"][None, :, None]
-    key = np.einsum("bld,dhk->bhlk", x, weights["key/kernel"]) + weights["key/bias"][None, :, None]
-    scores = np.einsum("bhlk,bhmk->bhlm", query, key) / np.sqrt(query.shape[-1])
+    spread = x.var(axis=-1, keepdims=True) + block.layer_norm_epsilon
+    x = x / np.sqrt(spread) * weights["self_attention_layer_norm/gamma"]
+    x = x + weights["self_attention_layer_norm/beta"]
+    query, key = (
+        np.einsum("bld,dhk->bhlk", x, weights[f"{name}/kernel"])
+        + weights[f"{name}/bias"][None, :, None]
+        for name in ("query", "key")
+    )  # (B, heads, L, d / heads)
+    scores = query @ key.swapaxes(2, 3) / np.sqrt(query.shape[-1])
     length = item_ids.shape[1]
-    allowed = np.tril(np.ones((length, length), bool)) & (item_ids != PADDING_ID)[:, None, None, :]
+    allowed = np.tril(np.ones((length, length), bool))
+    allowed = allowed & (item_ids != PADDING_ID)[:, None, None, :]
     scores = np.where(allowed, scores, -1e9)
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return (shares / shares.sum(axis=-1, keepdims=True)).mean(axis=1)
@@ -1385,14 +1547,17 @@ shown = min(12, settings.context)
 reader = int(np.argmin(np.abs(queries.lengths - 2 * shown)))
 latest = queries.last(shown)[reader : reader + 1]
 attention = attention_of(sasrec, len(sasrec.blocks) - 1, latest)[0]
-titles = [title if len(title) < 30 else title[:27] + "..." for title in data.titles[latest[0]]]
+titles = data.titles[latest[0]]
+titles = [t if len(t) < 30 else t[:27] + "..." for t in titles]
 
 # %% mystnb={"image": {"alt": "Heat map: for each of the latest movies of one user, how much attention the last block pays to each earlier movie"}}
 figure, axes = plt.subplots(figsize=(8.5, 7))
-picture = axes.imshow(np.where(np.tril(attention) > 0, attention, np.nan), cmap="Blues", vmin=0)
+paid = np.where(np.tril(attention) > 0, attention, np.nan)
+picture = axes.imshow(paid, cmap="Blues", vmin=0)
 axes.set_xticks(range(shown), titles, rotation=60, ha="right", fontsize=8)
 axes.set_yticks(range(shown), titles, fontsize=8)
-axes.set(xlabel="movie attended to, oldest first", ylabel="movie being read")
+axes.set_xlabel("movie attended to, oldest first")
+axes.set_ylabel("movie being read")
 axes.grid(False)
 figure.colorbar(picture, label="share of attention")
 run.show(figure, "attention")
@@ -1417,44 +1582,32 @@ for place, movie in enumerate(ten, start=1):
 # %% [markdown]
 # ## Save, load, recommend
 #
-# The model is one `.keras` file. What comes back recommends the same.
+# The model is one `.keras` file. What the optimizer kept for training stays behind: we save a model
+# of the same weights that was never compiled. What comes back recommends the same.
 
 # %%
+served = made_right(data.num_movies, settings, run.seed)
+served.build((None, settings.context))
+served.set_weights(sasrec.get_weights())
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "sasrec.keras"
-    sasrec.save(file)
+    served.save(file)
     loaded = keras.saving.load_model(file)
     size = file.stat().st_size
-same = np.array_equal(
-    recommend(score_latest_movies(sasrec), queries), recommend(score_latest_movies(loaded), queries)
-)
-print(f"{size / 1e6:.1f} MB, {sasrec.count_params():,} weights; same recommendations: {same}")
+ours = recommend(score_latest_movies(sasrec), queries)
+theirs = recommend(score_latest_movies(loaded), queries)
+print(f"{size / 1e6:.1f} MB, {sasrec.count_params():,} weights; ", end="")
+print(f"same recommendations: {np.array_equal(ours, theirs)}")
 
 # %%
-for name in ["popularity", "item kNN", "item kNN, recency", "EASE", "EASE, recency"]:
-    run.record(model=name, recipe="baseline", protocol="leave-one-out", metrics=results[name])
-run.record(
-    model="SASRec as documented",
-    recipe="documented",
-    protocol="leave-one-out",
-    metrics=ladder[0]["test"],
-    seconds=documented_seconds,
-)
-for row in ladder[1:]:
+for row in ladder:
     run.record(
         model=f"SASRec {row['name']}",
-        recipe="step",
+        recipe="documented" if row is ladder[0] else "step",
         protocol="leave-one-out",
         metrics=row["test"],
         seconds=row["seconds"],
     )
-run.record(
-    model="SASRec made right",
-    recipe="made right",
-    protocol="leave-one-out",
-    metrics=test_made_right,
-    seconds=seconds[-1] + refit_seconds,
-)
 
 # %% [markdown]
 # ## Exercises
@@ -1471,13 +1624,13 @@ run.record(
 # :::
 
 # %%
-mask = first_window(queries.histories, settings.documented_context) != PADDING_ID
+inputs = first_window(queries.histories, settings.documented_context)
+mask = inputs[queries.user_ids] != PADDING_ID
 place = documented_place(mask)
 on_padding = ~mask[np.arange(len(mask)), place]
 right = place == last_real_place(mask)
-print(
-    f"{on_padding.mean():.1%} of the users were read from the padding, {right.mean():.1%} rightly"
-)
+print(f"of all users {on_padding.mean():.1%} were read from the padding, ")
+print(f"{right.mean():.1%} rightly")
 
 # %% [markdown]
 # Histories shorter than half the context are read from the padding. The place is right only where
@@ -1501,16 +1654,22 @@ print(
 
 # %%
 asked = queries_for(split, on="validation")
-scores = np.asarray(score_latest_movies(chooser)(asked))
-target = split.validation.set_index("user_id")["movie_id"].loc[asked.user_ids].to_numpy()
+scores = score_latest_movies(chooser)(asked)
+target = split.targets("validation").items[:, None].astype(np.int64)
+own = np.take_along_axis(scores, target, axis=1)
 everything = histories(data.ratings, num_users=data.num_users)
-own = np.take_along_axis(scores, target[:, None].astype(np.int64), axis=1)
 for alpha in [0.0, 0.5, 1.0]:
     drawn = sample_negatives(
-        everything, data.num_movies, 100, run.seed, users=asked.user_ids, alpha=alpha
+        everything,
+        data.num_movies,
+        100,
+        run.seed,
+        users=asked.user_ids,
+        alpha=alpha,
     )
-    wins = own > np.take_along_axis(scores, drawn.astype(np.int64), axis=1)
-    print(f"alpha {alpha}: the target is ahead of {wins.mean():.1%} of the negatives")
+    others = np.take_along_axis(scores, drawn.astype(np.int64), axis=1)
+    ahead = (own > others).mean()
+    print(f"alpha {alpha}: the target is ahead of {ahead:.1%}")
 
 # %% [markdown]
 # The more popular the negatives, the closer the race: a figure measured against sampled negatives
@@ -1523,8 +1682,8 @@ for alpha in [0.0, 0.5, 1.0]:
 # :::{exercise} ★★★ Two that know different things
 # :label: sasrec-ex3
 # SASRec knows order, EASE knows what goes together. Add a multiple of the recency-weighted EASE
-# score to SASRec's log-probabilities, choose the multiple on validation (with EASE fitted on the
-# training part only), and measure the mixture once on test.
+# score to SASRec's (`rectutor.baselines.Mixture`), choose the multiple on validation (with EASE fitted
+# on the training part only), and measure the mixture once on test.
 # :::
 
 # %% [markdown]
@@ -1532,37 +1691,28 @@ for alpha in [0.0, 0.5, 1.0]:
 # :class: dropdown
 # :::
 
-
 # %%
-def mixture(sequence_model, item_model, weight):
-    """A recommender: log-probabilities plus `weight` times the scores of `item_model`."""
-
-    def recommender(queries):
-        scores = np.asarray(sequence_model(queries), np.float64)
-        scores = scores - scores.max(axis=1, keepdims=True)
-        scores -= np.log(np.exp(scores[:, 1:]).sum(axis=1, keepdims=True))
-        return scores + weight * np.asarray(item_model(queries))
-
-    return recommender
-
-
 ease = EASE(1000.0, tau=3.0).fit(split)
 weights = [0.0, 2.0, 5.0, 10.0, 20.0, 40.0]
 found = [
     evaluate(
-        mixture(score_latest_movies(chooser), ease, w), split, on="validation", num_resamples=1
-    )
-    for w in weights
+        Mixture(score_latest_movies(chooser), ease, weight),
+        split,
+        on="validation",
+        num_resamples=1,
+    ).ndcg
+    for weight in weights
 ]
-chosen = weights[int(np.argmax([result.ndcg for result in found]))]
-ease = EASE(1000.0, tau=3.0).fit(split, include_validation=True)
-both = evaluate(mixture(score_latest_movies(sasrec), ease, chosen), split, name="SASRec and EASE")
+chosen = weights[int(np.argmax(found))]
 print(f"weight {chosen:g} is best on validation")
-results["SASRec and EASE"] = both
+
+# %%
+ease = EASE(1000.0, tau=3.0).fit(split, include_validation=True)
+mixture = Mixture(score_latest_movies(sasrec), ease, chosen)
+results["SASRec and EASE"] = run.test("SASRec and EASE", mixture, split)
 comparison = compare(results)
 print(comparison.better("SASRec and EASE", "SASRec made right"))
 print(comparison.better("SASRec and EASE", "EASE, recency"))
-run.record(model="SASRec and EASE", recipe="step", protocol="leave-one-out", metrics=both)
 
 # %% [markdown]
 # A mixture that beats both of its parts tells you that they make different mistakes.
