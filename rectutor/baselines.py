@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pandas as pd
 
-from rectutor.evaluation import Evaluation, Queries, evaluate
+from rectutor import checks
+from rectutor.evaluation import Evaluation, Queries, Recommender, evaluate, name_of, to_numpy
 from rectutor.splits import Split
 
 if TYPE_CHECKING:
@@ -61,11 +62,11 @@ class Baseline:
             raise ValueError(
                 f"{self.name} is not fitted; call fit(split) before asking it for scores"
             )
-        items = queries.histories.items
-        if len(items) and items.max() > self._num_movies:
+        highest = queries.items.max(initial=0)
+        if highest > self._num_movies:
             raise ValueError(
                 f"{self.name} was fitted on {self._num_movies} movies, but a history holds movie "
-                f"{items.max()}; fit it on the split the queries come from"
+                f"{highest}; fit it on the split the queries come from"
             )
         return self._score(queries, self._num_movies)
 
@@ -108,11 +109,7 @@ class _ItemBased(Baseline):
     weights: np.ndarray
 
     def __init__(self, tau: float | None = None) -> None:
-        if tau is not None and not (_is_number(tau) and 0 < tau < np.inf):
-            raise ValueError(
-                f"tau={tau!r}; give a positive number of interactions, or None for equal weights"
-            )
-        self.tau = tau
+        self.tau = None if tau is None else checks.number(tau, "tau, in interactions,", 0)
 
     def _score(self, queries: Queries, num_movies: int) -> np.ndarray:
         history = weighted_histories(queries, num_movies, self.tau)
@@ -181,12 +178,7 @@ class EASE(_ItemBased):
 
     def __init__(self, regularization: float = 200.0, tau: float | None = None) -> None:
         super().__init__(tau)
-        if not (_is_number(regularization) and 0 < regularization < np.inf):
-            raise ValueError(
-                f"regularization={regularization!r}; give a positive number, as 200.0: without it "
-                "the matrix may have no inverse"
-            )
-        self.regularization = regularization
+        self.regularization = checks.number(regularization, "EASE: regularization", 0)
         self.name = f"EASE {regularization:g}" + ("" if tau is None else f", recency {tau:g}")
 
     def _fit(self, counts: _Counts) -> None:
@@ -209,6 +201,37 @@ class EASE(_ItemBased):
 
     def _settings(self) -> tuple[object, ...]:
         return (type(self), self.regularization)
+
+
+class Mixture:
+    """Two recommenders that know different things: the one's scores plus a multiple of the other's.
+
+    Choose the weight on validation, with both fitted on `train` alone.
+
+    Args:
+        first: maps `Queries` to scores.
+        second: likewise. With weight 0 it is not asked.
+        weight: how much a score of `second` counts beside one of `first`.
+
+    Attributes:
+        name: what it is called in tables.
+        knows_validation: whether one of the two was fitted on the validation part as well.
+    """
+
+    def __init__(self, first: Recommender, second: Recommender, weight: float) -> None:
+        self.first, self.second = first, second
+        self.weight = checks.number(weight, "Mixture: weight", -np.inf)
+        self.name = f"{name_of(first)} + {self.weight:g} * {name_of(second)}"
+        self.knows_validation = any(
+            getattr(each, "knows_validation", False) for each in (first, second)
+        )
+
+    def __call__(self, queries: Queries) -> np.ndarray:
+        """Score the catalogue, `(B, num_movies + 1)`: `first + weight * second`."""
+        scores = to_numpy(self.first(queries), name_of(self.first))
+        if self.weight:
+            scores = scores + self.weight * to_numpy(self.second(queries), name_of(self.second))
+        return scores
 
 
 def standard_baselines(split: Split) -> dict[str, Baseline]:
@@ -290,8 +313,7 @@ def choose(
         if isinstance(candidate, _ItemBased):
             fitted[settings] = candidate
         results.append(evaluate(candidate, split, k, on="validation", num_resamples=1))
-    if metric not in results[0].metrics:
-        raise ValueError(f"metric={metric!r}; choose by one of {list(results[0].metrics)}")
+    checks.choice(metric, "choose: metric", results[0].metrics)
     table = pd.DataFrame(
         [
             {
@@ -329,8 +351,7 @@ def weighted_histories(queries: Queries, num_movies: int, tau: float | None = No
     """
     from scipy.sparse import csr_array
 
-    offsets, items = queries.histories.offsets, queries.histories.items
-    rows = np.repeat(np.arange(len(queries)), queries.lengths)
+    offsets, items, rows = queries.offsets, queries.items, queries.rows
     # From the latest to the oldest, so that the first time we meet a movie is its latest.
     keys = rows * (num_movies + 1) + items
     distinct, first = np.unique(keys[::-1], return_index=True)
@@ -387,7 +408,3 @@ class _Counts:
             )
         gram: np.ndarray = (self.interactions.T @ self.interactions).toarray()
         return gram
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

@@ -7,6 +7,7 @@ one of the right kind that cannot be.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,48 @@ def number(value: Any, name: str, low: float, high: float = np.inf) -> float:
         raise TypeError(f"{name} is {value!r}; give a number")
     if not low < value < high:
         bounds = f"above {low:g}" if high == np.inf else f"between {low:g} and {high:g}"
+        bounds = "finite" if low == -np.inf else bounds
         raise ValueError(f"{name} is {value}; it must be {bounds}")
     return float(value)
+
+
+def choice(value: Any, name: str, choices: Iterable[str]) -> str:
+    """`value`, which must be one of `choices`.
+
+    Raises:
+        ValueError: it is something else.
+
+    Example:
+        >>> choice("test", "evaluate: on", ("validation", "test"))
+        'test'
+    """
+    names = list(choices)
+    if value not in names:
+        raise ValueError(f"{name} is {value!r}; choose from {names}")
+    return str(value)
+
+
+def integers(values: Any, name: str, least: int, most: int = MAX_ID) -> np.ndarray:
+    """`values`, a flat array of whole numbers or one of them, as int64 from `least` to `most`.
+
+    Raises:
+        TypeError: they are no integers, or not flat.
+        ValueError: one is out of range.
+
+    Example:
+        >>> integers([7, 8], "queries_for: user_ids", 1)
+        array([7, 8])
+    """
+    array = np.atleast_1d(np.asarray(values))
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise TypeError(
+            f"{name} has shape {np.shape(values)} and dtype {array.dtype}; give a flat array of "
+            "whole numbers, as [42]"
+        )
+    outside = array[(array < least) | (array > most)] if array.size else array
+    if outside.size:
+        raise ValueError(f"{name} holds {outside[0]}; each must be from {least} to {most}")
+    return array.astype(np.int64)
 
 
 def frame(value: Any, place: str) -> pd.DataFrame:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rectutor import PADDING_ID
+from rectutor import PADDING_ID, checks
 from rectutor.sequences import Histories, last_window
 from rectutor.splits import Split
 
@@ -28,34 +29,57 @@ _RESAMPLES_AT_ONCE = 64
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """What a recommender may know about the users it recommends to.
+    """Whom to recommend to, and what a recommender may know about them.
 
     Attributes:
         user_ids: `(B,)` int32, the user of each query.
-        histories: the movies each query knows, oldest first. Row `b`, by position and not by user
-            id, is the history of query `b`, so `histories.offsets` has `B + 1` entries.
+        histories: the movies that everybody has watched, by user id and oldest first.
+
+    Raises:
+        TypeError: `user_ids` are no integers.
+        ValueError: a user is not in `histories`.
     """
 
     user_ids: np.ndarray
     histories: Histories
 
     def __post_init__(self) -> None:
-        if len(self.histories.offsets) != len(self.user_ids) + 1:
-            raise ValueError(
-                f"Queries got {len(self.user_ids)} user_ids and {len(self.histories.offsets)} "
-                "history offsets; histories go by position, so give one offset more than users"
-            )
+        users = checks.integers(self.user_ids, "Queries: user_ids", 0, self.histories.num_users)
+        object.__setattr__(self, "user_ids", users.astype(np.int32))
 
     def __len__(self) -> int:
         return len(self.user_ids)
 
     def __repr__(self) -> str:
-        return f"Queries({len(self):,} users, {len(self.histories.items):,} movies known)"
+        return f"Queries({len(self):,} users, {self.lengths.sum():,} movies known)"
 
     @property
     def lengths(self) -> np.ndarray:
         """`(B,)` how many movies each query knows."""
-        return np.diff(self.histories.offsets)
+        offsets = self.histories.offsets
+        lengths: np.ndarray = offsets[self.user_ids + 1] - offsets[self.user_ids]
+        return lengths
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """`(B + 1,)` where the movies of each query begin in `items`."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """`(n,)` which query each of `items` belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @cached_property
+    def items(self) -> np.ndarray:
+        """`(n,)` int32, the movies known, query after query, oldest first."""
+        begins = self.histories.offsets[self.user_ids] - self.offsets[:-1]
+        items: np.ndarray = self.histories.items[begins[self.rows] + np.arange(len(self.rows))]
+        return items
+
+    def history(self, b: int) -> np.ndarray:
+        """The movies that query `b`, counted from 0, knows, oldest first."""
+        return self.histories[self.user_ids[b]]
 
     def last(self, length: int, padding: str = "before") -> np.ndarray:
         """The latest `length` movies of each query, `(B, length)` int32.
@@ -65,18 +89,13 @@ class Queries:
             padding: `"before"` puts `PADDING_ID` on the left of short histories, `"after"` on
                 the right.
         """
-        return last_window(self.histories, length, padding)
+        return last_window(self.histories, length, padding, self.user_ids)
 
     def batches(self, batch_size: int) -> Iterator[Queries]:
         """The same queries, at most `batch_size` at a time."""
-        offsets = self.histories.offsets
-        _check_count(batch_size, "batch_size")
-        for start in range(0, len(self), batch_size):
-            bounds = offsets[start : start + batch_size + 1]
-            items = self.histories.items[bounds[0] : bounds[-1]]
-            yield Queries(
-                self.user_ids[start : start + batch_size], Histories(items, bounds - bounds[0])
-            )
+        size = checks.integer(batch_size, "batch_size", 1)
+        for start in range(0, len(self), size):
+            yield Queries(self.user_ids[start : start + size], self.histories)
 
 
 #: Maps `Queries` to scores `(B, num_movies + 1)`: a NumPy array or a tensor of any backend.
@@ -157,7 +176,8 @@ class Evaluation:
         }
         return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
 
-    def _note(self) -> str:
+    def note(self) -> str:
+        """What the table's reader should know: whom it is about, and what its intervals are."""
         note = f"{self.num_users:,} users, {self.on}; 95 % bootstrap intervals over users"
         if self.num_seen_targets:
             note += (
@@ -170,15 +190,10 @@ class Evaluation:
         return str(self)
 
     def __str__(self) -> str:
-        rows = [(_heading(metric, self.k), str(value)) for metric, value in self.metrics.items()]
-        return _text_table(["", self.name], rows) + "\n" + self._note()
+        return f"{compare(self).intervals().T.to_string(index_names=False)}\n{self.note()}"
 
     def _repr_html_(self) -> str:
-        rows = [
-            [_heading(metric, self.k), html.escape(str(value))]
-            for metric, value in self.metrics.items()
-        ]
-        return _html_table(["", html.escape(self.name)], rows, html.escape(self._note()))
+        return _to_html(compare(self).intervals().T, self.note())
 
 
 @dataclass(frozen=True)
@@ -270,13 +285,11 @@ class Comparison:
             ValueError: no model of that name, no such metric, or one that is not a mean over users
                 (coverage).
         """
-        _check_count(num_resamples, "num_resamples")
+        num_resamples = checks.integer(num_resamples, "Comparison.better: num_resamples", 1)
         for name in (a, b):
-            if name not in self.evaluations:
-                raise ValueError(f"no model {name!r} here; there are {list(self.evaluations)}")
+            checks.choice(name, "Comparison.better: a model", self.evaluations)
         first, second = self.evaluations[a], self.evaluations[b]
-        if metric not in first.per_user:
-            raise ValueError(f"metric={metric!r}; compare by one of {list(first.per_user)}")
+        checks.choice(metric, "Comparison.better: metric", first.per_user)
         gaps = first.per_user[metric] - second.per_user[metric]
         resampled = _resampled_means(gaps[:, None], num_resamples, seed)[:, 0]
         resampled[np.abs(resampled) < 1e-12] = 0.0  # what is left of rounding is a tie
@@ -290,40 +303,21 @@ class Comparison:
         return str(self)
 
     def __str__(self) -> str:
-        table, best = self.intervals(), self._best()
-        rows = [
-            (
-                str(name),
-                *(
-                    f"{interval}{'*' if best[row, column] else ' '}"
-                    for column, interval in enumerate(table.loc[name])
-                ),
-            )
-            for row, name in enumerate(table.index)
-        ]
-        return _text_table(["", *table.columns], rows) + "\n" + self._note("* best of its column")
+        table = self._marked("{}*", "{} ")
+        return f"{table.to_string(index_names=False)}\n{self._note('* best of its column')}"
 
     def _repr_html_(self) -> str:
-        table, best = self.intervals(), self._best()
-        rows = [
-            [
-                html.escape(str(name)),
-                *(
-                    f"<strong>{interval}</strong>" if best[row, column] else str(interval)
-                    for column, interval in enumerate(table.loc[name])
-                ),
-            ]
-            for row, name in enumerate(table.index)
-        ]
-        return _html_table(["", *table.columns], rows, self._note("bold: best of its column"))
+        table = self._marked("<strong>{}</strong>", "{}")
+        return _to_html(table, self._note("bold: best of its column"))
 
-    def _best(self) -> np.ndarray:
-        shown = self.to_frame().round(3).to_numpy()
-        best: np.ndarray = shown == shown.max(axis=0)
-        return best
+    def _marked(self, best: str, other: str) -> pd.DataFrame:
+        """The intervals as text, those that look best in their column by another template."""
+        shown = self.to_frame().round(3)
+        table = self.intervals()
+        return table.map(best.format).where(shown == shown.max(), table.map(other.format))
 
     def _note(self, marking: str) -> str:
-        return f"{next(iter(self.evaluations.values()))._note()}; {marking}"
+        return f"{next(iter(self.evaluations.values())).note()}; {marking}"
 
 
 def queries_for(split: Split, on: str = "test", user_ids: Any = None) -> Queries:
@@ -332,8 +326,7 @@ def queries_for(split: Split, on: str = "test", user_ids: Any = None) -> Queries
     Args:
         split: the interactions.
         on: `"test"` (a history is what `train` and `validation` hold) or `"validation"` (only
-            `train`). Histories go by `timestamp`; equal ones keep their order, `train` first.
-            Without that column they go by the order of the rows.
+            `train`); see `Split.histories`.
         user_ids: the users to ask about, in the order wanted. By default those who have a target
             in that part, ascending. A user without interactions gets an empty history.
 
@@ -341,30 +334,21 @@ def queries_for(split: Split, on: str = "test", user_ids: Any = None) -> Queries
         The `Queries`, one a user.
 
     Raises:
+        TypeError: `user_ids` are no integers.
         ValueError: `on` is something else, the part has no interactions, or a user id is not
             between 1 and `split.num_users`.
     """
-    target = _target(split, on)
+    checks.choice(on, "on", ("test", "validation"))
     if user_ids is None:
-        wanted = np.unique(target["user_id"].to_numpy())
+        wanted = np.flatnonzero(split.targets(on).lengths)
         if len(wanted) == 0:
             raise ValueError(
                 f"split.{on} has no interactions, so there is nobody to ask about; give "
                 "user_ids, or more data"
             )
     else:
-        wanted = np.atleast_1d(np.asarray(user_ids))
-        if wanted.ndim != 1 or not np.issubdtype(wanted.dtype, np.integer):
-            raise ValueError(f"user_ids={user_ids!r}; give integers, as [42]")
-        bad = (wanted < 1) | (wanted > split.num_users)
-        if bad.any():
-            raise ValueError(
-                f"user_ids has {wanted[bad][0]}; users of this split run from 1 to "
-                f"{split.num_users}"
-            )
-    parts = [split.train] if on == "validation" else [split.train, split.validation]
-    known = pd.concat([part for part in parts if len(part)] or parts[:1])
-    return Queries(wanted.astype(np.int32), _by_user(known, wanted))
+        wanted = checks.integers(user_ids, "queries_for: user_ids", 1, split.num_users)
+    return Queries(wanted, split.histories(before=on))
 
 
 def recommend(
@@ -456,25 +440,26 @@ def evaluate(
             f"evaluate got a {type(split).__name__} for split; give a Split, as "
             "rectutor.splits.leave_one_out(ratings)"
         )
-    _check_count(num_resamples, "num_resamples")
+    num_resamples = checks.integer(num_resamples, "evaluate: num_resamples", 1)
     queries = queries_for(split, on)
-    targets = Queries(queries.user_ids, _by_user(_target(split, on), queries.user_ids))
     lists, hits, num_targets, num_seen = [], [], [], 0
-    for batch, asked in zip(queries.batches(batch_size), targets.batches(batch_size), strict=True):
+    for batch in queries.batches(batch_size):
         scores = _allowed_scores(recommender, batch, k, exclude_seen, split.num_movies)
+        asked = Queries(batch.user_ids, split.targets(on))
+        places = np.unique(asked.rows * scores.shape[1] + asked.items)  # a repeat counts once
         is_target = np.zeros(scores.shape, bool)
-        is_target[np.repeat(np.arange(len(asked)), asked.lengths), asked.histories.items] = True
+        is_target.flat[places] = True
         best = _top_k(scores, k, is_target)
         lists.append(best)
         hits.append(np.take_along_axis(is_target, best, axis=1))
-        num_targets.append(is_target.sum(axis=1))
-        num_seen += int(np.isneginf(scores[is_target]).sum())
+        num_targets.append(np.bincount(places // scores.shape[1], minlength=len(batch)))
+        num_seen += int(np.isneginf(scores.flat[places]).sum())
     per_user = _metrics(np.concatenate(hits), np.concatenate(num_targets))
     recommendations = np.concatenate(lists)
     means = _intervals(np.stack(list(per_user.values()), axis=1), num_resamples, seed)
     coverage = _coverage(recommendations, split.num_movies, num_resamples, seed)
     return Evaluation(
-        name=_name(recommender) if name is None else name,
+        name=name_of(recommender) if name is None else name,
         k=k,
         metrics={**dict(zip(per_user, means, strict=True)), "coverage": coverage},
         user_ids=queries.user_ids,
@@ -485,11 +470,46 @@ def evaluate(
     )
 
 
-def compare(results: Mapping[str, Evaluation] | Sequence[Evaluation]) -> Comparison:
+def win_rate(
+    recommender: Recommender, split: Split, on: str = "test", *, batch_size: int = 512
+) -> float:
+    """How often a target is scored above one random movie that its user has not watched.
+
+    This is what a loss with one negative sees. It is counted against all such movies and not
+    drawn, a tie counting half, so there is no chance in it.
+
+    Args:
+        recommender: maps `Queries` to scores, `(B, num_movies + 1)`.
+        split: what is known and what is asked.
+        on: `"test"` or `"validation"`.
+        batch_size: how many users are scored at a time.
+
+    Returns:
+        The mean over the targets, from 0 to 1; 0 for a target that was seen before.
+
+    Raises:
+        TypeError: `recommender` cannot be called or gives no scores.
+        ValueError: as `evaluate`.
+    """
+    _check_recommender(recommender, on)
+    rates = []
+    for batch in queries_for(split, on).batches(batch_size):
+        scores = _allowed_scores(recommender, batch, 1, True, split.num_movies)
+        asked = Queries(batch.user_ids, split.targets(on))
+        allowed = ~np.isneginf(scores)
+        allowed[asked.rows, asked.items] = False
+        scores, allowed = scores[asked.rows], allowed[asked.rows]
+        own = scores[np.arange(len(scores)), asked.items, None]
+        ahead = (own > scores) + 0.5 * (own == scores)
+        rates.append((ahead * allowed).sum(axis=1) / np.maximum(allowed.sum(axis=1), 1))
+    return float(np.mean(np.concatenate(rates)))
+
+
+def compare(results: Mapping[str, Evaluation] | Sequence[Evaluation] | Evaluation) -> Comparison:
     """Put several evaluations in one table.
 
     Args:
-        results: the evaluations, as a list (each with its own name) or by the name to show.
+        results: the evaluations, as a list (each with its own name) or by the name to show; or one.
 
     Returns:
         The `Comparison`; `better` answers whether one is better than another.
@@ -534,25 +554,6 @@ def compare(results: Mapping[str, Evaluation] | Sequence[Evaluation]) -> Compari
     return Comparison(dict(pairs))
 
 
-def _target(split: Split, on: str) -> pd.DataFrame:
-    if on not in ("test", "validation"):
-        raise ValueError(f"on={on!r}; evaluate on 'test' or on 'validation'")
-    return split.test if on == "test" else split.validation
-
-
-def _by_user(interactions: pd.DataFrame, wanted: np.ndarray) -> Histories:
-    """The movies of each wanted user in time order; row `b`, by position, is `wanted[b]`'s."""
-    users = interactions["user_id"].to_numpy()
-    times = [interactions["timestamp"].to_numpy()] if "timestamp" in interactions.columns else []
-    order = np.lexsort((*times, users))
-    users = users[order]
-    starts = np.searchsorted(users, wanted)
-    lengths = np.searchsorted(users, wanted, side="right") - starts
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    return Histories(interactions["movie_id"].to_numpy()[order][at].astype(np.int32), offsets)
-
-
 def _check_recommender(recommender: Any, on: str) -> None:
     if not callable(recommender):
         raise TypeError(
@@ -561,14 +562,9 @@ def _check_recommender(recommender: Any, on: str) -> None:
         )
     if on == "validation" and getattr(recommender, "knows_validation", False):
         raise ValueError(
-            f"{_name(recommender)} was fitted on train and validation, so it has seen the "
+            f"{name_of(recommender)} was fitted on train and validation, so it has seen the "
             "validation targets; fit it with include_validation=False"
         )
-
-
-def _check_count(value: Any, name: str) -> None:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name}={value!r}; give a whole number from 1")
 
 
 def _allowed_scores(
@@ -582,8 +578,8 @@ def _allowed_scores(
 
     Without `num_movies` the recommender decides how many columns there are.
     """
-    name = _name(recommender)
-    scores = _to_numpy(recommender(queries), name)
+    name = name_of(recommender)
+    scores = to_numpy(recommender(queries), name)
     width = "num_movies + 1" if num_movies is None else f"{num_movies} + 1"
     if (
         scores.ndim != 2
@@ -597,10 +593,7 @@ def _allowed_scores(
             "padding"
         )
     catalogue = scores.shape[1] - 1
-    if not isinstance(k, int | np.integer) or not 1 <= k <= catalogue:
-        raise ValueError(
-            f"k={k!r}; give a whole number from 1 to {catalogue}, the size of the catalogue"
-        )
+    checks.integer(k, "k, the movies recommended out of the catalogue,", 1, catalogue)
     scores[:, PADDING_ID] = 0.0
     undefined = np.isnan(scores.max(axis=1))
     if undefined.any():
@@ -612,17 +605,17 @@ def _allowed_scores(
     np.maximum(scores, np.finfo(scores.dtype).min, out=scores)
     scores[:, PADDING_ID] = -np.inf
     if exclude_seen:
-        seen = queries.histories.items
+        seen = queries.items
         if len(seen) and not 0 <= seen.min() <= seen.max() <= catalogue:
             raise ValueError(
                 f"a history holds movie {seen.min() if seen.min() < 0 else seen.max()}, but {name} "
                 f"scores movies 1 to {catalogue}; give one column for each movie of the catalogue"
             )
-        scores[np.repeat(np.arange(len(queries)), queries.lengths), seen] = -np.inf
+        scores[queries.rows, seen] = -np.inf
     return scores
 
 
-def _to_numpy(scores: Any, name: str) -> np.ndarray:
+def to_numpy(scores: Any, name: str) -> np.ndarray:
     """A float array that we may write to, from an array or a tensor of any backend."""
     if hasattr(scores, "detach"):  # PyTorch: off the graph and the accelerator
         scores = scores.detach().cpu()
@@ -648,7 +641,7 @@ def _top_k(scores: np.ndarray, k: int, put_last: np.ndarray | None = None) -> np
     Columns of -inf are never chosen; `PADDING_ID` fills up.
     """
     width = scores.shape[1]
-    threshold = np.partition(scores, width - k, axis=1)[:, width - k, None]
+    threshold = _kth_best(scores, k)
     chosen = scores >= threshold
     crowded = np.flatnonzero(chosen.sum(axis=1) > k)
     if len(crowded):  # more than k at or above the k-th score: a tie at the boundary
@@ -660,12 +653,34 @@ def _top_k(scores: np.ndarray, k: int, put_last: np.ndarray | None = None) -> np
         above = scores[crowded] > level
         room = k - above.sum(axis=1, keepdims=True)
         chosen[crowded] = above | (first & (place <= room)) | (last & (behind <= room))
-    ids = np.nonzero(chosen)[1].reshape(len(scores), k)
+    ids = np.flatnonzero(chosen).reshape(len(scores), k) % width
     values = np.take_along_axis(scores, ids, axis=1)
     late = np.zeros_like(ids) if put_last is None else np.take_along_axis(put_last, ids, axis=1)
     order = np.lexsort((ids, late, -values), axis=1)
     ids = np.where(np.isneginf(values), PADDING_ID, ids)
     return np.take_along_axis(ids, order, axis=1).astype(np.int32)
+
+
+def _kth_best(scores: np.ndarray, k: int) -> np.ndarray:
+    """The `k`-th best score of each row, `(B, 1)`, which may be -inf.
+
+    The best of each of several groups of movies are quickly found. The `k`-th best of these is at
+    most the `k`-th best of all, so only the few movies that reach it are sorted out.
+    """
+    groups = 16 * k
+    width = scores.shape[1] // groups * groups
+    if width:
+        tops = scores[:, :width].reshape(len(scores), -1, groups).max(axis=1)
+        bound = np.partition(tops, groups - k, axis=1)[:, groups - k, None]
+        places = np.flatnonzero(scores >= bound)
+        rows = places // scores.shape[1]
+        counts = np.bincount(rows, minlength=len(scores))
+        few = np.full((len(scores), counts.max()), -np.inf, scores.dtype)
+        few[rows, np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]] = scores.flat[places]
+        scores = few
+    at = scores.shape[1] - k
+    threshold: np.ndarray = np.partition(scores, at, axis=1)[:, at, None]
+    return threshold
 
 
 def discounts(k: int) -> np.ndarray:
@@ -746,7 +761,8 @@ def _coverage(
     return Interval(value, float(np.clip(low, 0, value)), float(np.clip(high, value, 1)))
 
 
-def _name(recommender: Any) -> str:
+def name_of(recommender: Any) -> str:
+    """What tables call a recommender: its `name`, its `__name__` or that of its class."""
     for name in (getattr(recommender, "name", None), getattr(recommender, "__name__", None)):
         if isinstance(name, str):
             return name
@@ -757,23 +773,9 @@ def _heading(metric: str, k: int) -> str:
     return f"{METRICS[metric]}@{k}"
 
 
-def _text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "".join(
-        f"<tr><th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
-    return (
-        f"<table><caption>{note}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+def _to_html(table: pd.DataFrame, note: str) -> str:
+    """A table whose cells are markup already; its names are not."""
+    table = table.rename(index=html.escape, columns=html.escape)
+    with pd.option_context("display.max_colwidth", None):
+        page = table.to_html(escape=False, border=0, index_names=False)
+    return page.replace(">", f"><caption>{html.escape(note)}</caption>", 1)

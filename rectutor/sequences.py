@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from rectutor import PADDING_ID
+from rectutor import PADDING_ID, checks
 
 Ids = npt.NDArray[np.int32]
 Integers = npt.NDArray[np.int64]
@@ -49,13 +48,25 @@ class Histories:
         if np.ndim(items) != 1 or np.ndim(offsets) != 1 or len(offsets) == 0:
             raise ValueError(
                 f"Histories: items has shape {np.shape(items)} and offsets {np.shape(offsets)}; "
-                "both must be flat arrays, and offsets must not be empty."
+                "both must be flat arrays, and offsets must not be empty"
             )
         if offsets[0] != 0 or offsets[-1] != len(items) or np.any(offsets[1:] < offsets[:-1]):
             raise ValueError(
                 f"Histories: offsets run from {offsets[0]} to {offsets[-1]} over {len(items)} "
-                "items; they must begin with 0, never decrease and end with the number of items."
+                "items; they must begin with 0, never decrease and end with the number of items"
             )
+
+    @classmethod
+    def of_rows(cls, users: Integers, movies: npt.NDArray[Any], num_users: int) -> Histories:
+        """Of rows that stand in order of user and time already.
+
+        Args:
+            users: `(n,)` ascending user ids, at most `num_users`.
+            movies: `(n,)` movie ids.
+            num_users: the highest user id.
+        """
+        counts = np.bincount(users, minlength=num_users + 1)
+        return cls(movies.astype(np.int32, copy=False), _offsets(counts))
 
     @property
     def num_users(self) -> int:
@@ -70,7 +81,7 @@ class Histories:
     def __getitem__(self, user_id: int) -> Ids:
         if not 0 <= user_id < len(self.offsets) - 1:
             raise IndexError(
-                f"Histories: there is no user {user_id}; ids run from 0 to {self.num_users}."
+                f"Histories: there is no user {user_id}; ids run from 0 to {self.num_users}"
             )
         return self.items[self.offsets[user_id] : self.offsets[user_id + 1]]
 
@@ -97,24 +108,60 @@ def histories(ratings: pd.DataFrame, num_users: int | None = None) -> Histories:
         >>> histories(ratings)[1]
         array([6, 5], dtype=int32)
     """
-    users = _id_column(ratings, "user_id")
-    movies = _id_column(ratings, "movie_id")
-    times = _time_column(ratings)
+    users = checks.ids(checks.frame(ratings, "histories"), "user_id", "histories")
+    movies = checks.ids(ratings, "movie_id", "histories")
+    order = order_by_user_and_time(users, checks.times(ratings, "histories"))
     if num_users is None:
         if len(users) == 0:
             raise ValueError(
                 "histories: the ratings are empty, so the number of users is unknown; "
-                "pass num_users, or check the filter that left no rows."
+                "pass num_users, or check the filter that left no rows"
             )
         num_users = int(users.max())
-    num_users = _at_least(num_users, 0, "histories", "num_users")
-    if len(users) and users.max() > num_users:
+    num_users = checks.integer(num_users, "histories: num_users", 0)
+    if users.max(initial=0) > num_users:
         raise ValueError(
             f"histories: user_id {users.max()} is above num_users={num_users}; "
-            "pass the highest user id, or none at all."
+            "pass the highest user id, or none at all"
         )
-    items = movies.astype(np.int32)[_order_by_user_and_time(users, times)]
-    return Histories(items, _offsets(np.bincount(users, minlength=num_users + 1)))
+    return Histories.of_rows(users[order], movies[order], num_users)
+
+
+def order_by_user_and_time(users: Integers, times: npt.NDArray[Any]) -> Integers:
+    """The order by user, then time, then row: the one sort of the package.
+
+    Value and row number share one 64-bit key where they fit: sorting plain integers is several
+    times faster than sorting row numbers by a column.
+
+    Args:
+        users: `(n,)` user ids, not negative.
+        times: `(n,)` numbers that grow with time.
+
+    Returns:
+        `(n,)` int64 row numbers.
+
+    Example:
+        >>> order_by_user_and_time(np.array([2, 1, 2]), np.array([5, 9, 3]))
+        array([1, 2, 0])
+    """
+    if len(users) == 0:
+        return np.zeros(0, np.int64)
+    if times.dtype.kind != "i":
+        return np.lexsort((times, users))
+    earliest = int(times.min())
+    user_bits = int(users.max()).bit_length()
+    time_bits = (int(times.max()) - earliest).bit_length()
+    row_bits = len(users).bit_length()
+    if user_bits + time_bits + row_bits > 63:
+        return np.lexsort((times, users))
+    keys = users.astype(np.int64) << time_bits
+    keys += times
+    keys -= earliest
+    keys <<= row_bits
+    keys += np.arange(len(users))
+    keys.sort()
+    keys &= (1 << row_bits) - 1
+    return keys
 
 
 @overload
@@ -156,7 +203,7 @@ def sliding_windows(
         length: how many previous movies a row holds at most.
         min_length: users with fewer movies than this give no rows; at least 2.
         padding: where short contexts get `PADDING_ID`: `"after"` or `"before"` the movies.
-        return_users: also return the row of `histories` (the user id) each window is from.
+        return_users: also return the user id each window is from.
 
     Returns:
         `(n, length)` int32 contexts, oldest movie first, and `(n,)` int32 targets; the rows of
@@ -172,8 +219,8 @@ def sliding_windows(
         >>> contexts.tolist(), targets.tolist()
         ([[4, 0], [4, 5]], [5, 6])
     """
-    length = _at_least(length, 1, "sliding_windows", "length")
-    min_length = _at_least(min_length, 2, "sliding_windows", "min_length")
+    length = checks.integer(length, "sliding_windows: length", 1)
+    min_length = checks.integer(min_length, "sliding_windows: min_length", 2)
     lengths = histories.lengths
     counts = np.where(lengths >= min_length, lengths - 1, 0)
     starts = np.repeat(histories.offsets[:-1], counts)
@@ -217,7 +264,7 @@ def training_windows(
         length: positions a window.
         stride: steps between the ends of successive windows of a user, 1 to `length`; below
             `length` windows overlap and movies repeat. `length` when omitted.
-        return_users: also return the row of `histories` (the user id) each window is from.
+        return_users: also return the user id each window is from.
 
     Returns:
         `(n, length)` int32 inputs and `(n, length)` int32 targets: the target of a position is
@@ -234,12 +281,12 @@ def training_windows(
         >>> inputs.tolist(), targets.tolist()
         ([[0, 4], [5, 6]], [[0, 5], [6, 7]])
     """
-    length = _at_least(length, 1, "training_windows", "length")
-    stride = length if stride is None else _at_least(stride, 1, "training_windows", "stride")
+    length = checks.integer(length, "training_windows: length", 1)
+    stride = length if stride is None else checks.integer(stride, "training_windows: stride", 1)
     if stride > length:
         raise ValueError(
             f"training_windows: stride={stride} is above length={length} and would skip movies; "
-            "choose a stride of at most the length."
+            "choose a stride of at most the length"
         )
     pairs = np.maximum(histories.lengths - 1, 0)  # (input, target) pairs of each user
     counts = np.where(pairs > 0, np.maximum(-(-(pairs - length) // stride), 0) + 1, 0)
@@ -254,29 +301,36 @@ def training_windows(
     return inputs, targets
 
 
-def last_window(histories: Histories, length: int, padding: str = "before") -> Ids:
-    """The most recent `length` movies of every user, as one padded array.
+def last_window(
+    histories: Histories,
+    length: int,
+    padding: str = "before",
+    users: npt.ArrayLike | None = None,
+) -> Ids:
+    """The most recent `length` movies of users, as one padded array.
 
     Args:
         histories: the users' movies, oldest first.
         length: how many movies a row holds.
         padding: where short histories get `PADDING_ID`: `"before"` or `"after"` the movies.
+        users: `(n,)` the user ids wanted; all from 0 to `num_users` when omitted.
 
     Returns:
-        `(len(histories.offsets) - 1, length)` int32, one row a user of `histories`, by position.
+        `(n, length)` int32, one row a user.
 
     Raises:
-        TypeError: `length` is not an integer.
-        ValueError: `length < 1`, or an unknown `padding`.
+        TypeError: `length` or `users` are not integers.
+        ValueError: `length < 1`, an unknown `padding`, or a user is not in `histories`.
 
     Example:
         >>> one_user = Histories(np.array([4, 5, 6], np.int32), np.array([0, 0, 3]))
         >>> last_window(one_user, length=2).tolist()
         [[0, 0], [5, 6]]
     """
-    length = _at_least(length, 1, "last_window", "length")
+    length = checks.integer(length, "last_window: length", 1)
     before = _is_before(padding, "last_window")
-    starts, ends = histories.offsets[:-1], histories.offsets[1:]
+    rows = _users(users, histories, "last_window")
+    starts, ends = histories.offsets[rows], histories.offsets[rows + 1]
     return _gather(histories.items, starts, ends, length, before=before)
 
 
@@ -302,8 +356,8 @@ def sample_negatives(
         num_movies: the highest movie id.
         count: draws a row, with replacement.
         seed: seed or generator of the draws.
-        users: `(n,)` the row of `histories` (the user id) each row of the result is for; all of
-            them in order when omitted.
+        users: `(n,)` the user id each row of the result is for; all from 0 to `num_users` when
+            omitted.
         alpha: a movie watched `c` times has weight `max(c, 1) ** alpha`: 0 draws uniformly,
             1 in proportion to popularity.
 
@@ -321,16 +375,16 @@ def sample_negatives(
         >>> sample_negatives(one_user, num_movies=4, count=3, seed=0, users=[1]).tolist()
         [[3, 3, 3]]
     """
-    num_movies = _at_least(num_movies, 1, "sample_negatives", "num_movies")
-    count = _at_least(count, 0, "sample_negatives", "count")
+    num_movies = checks.integer(num_movies, "sample_negatives: num_movies", 1)
+    count = checks.integer(count, "sample_negatives: count", 0)
     highest = int(histories.items.max(initial=0))
     if highest > num_movies:
         raise ValueError(
             f"sample_negatives: the histories hold movie {highest}, above "
-            f"num_movies={num_movies}; pass the highest movie id of the catalogue."
+            f"num_movies={num_movies}; pass the highest movie id of the catalogue"
         )
     num_rows = len(histories.offsets) - 1
-    rows = np.arange(num_rows) if users is None else _rows(users, num_rows)
+    rows = _users(users, histories, "sample_negatives")
     weights = _integer_weights(histories.items, num_movies, alpha, num_rows)
     ends = np.cumsum(weights)  # movie m spans [ends[m - 2], ends[m - 1])
     rng = np.random.default_rng(seed)
@@ -383,7 +437,7 @@ def _draw(rng: np.random.Generator, ends: Integers, size: int | tuple[int, int])
 def _draw_unwatched(
     rng: np.random.Generator, weights: Integers, histories: Histories, users: Integers
 ) -> Ids:
-    """A movie by weight for each of the `users` (rows of `histories`) that they have not watched.
+    """A movie by weight for each of the `users` that they have not watched.
 
     The movies a user has not watched are lined up, each as wide as its weight; a draw is a point
     on that line.
@@ -409,7 +463,7 @@ def _draw_unwatched(
     if not free.all():
         raise ValueError(
             f"sample_negatives: user {asked[np.argmin(free)]} has watched all {num_movies} movies, "
-            "so there is no negative to draw; leave the user out or check num_movies."
+            "so there is no negative to draw; leave the user out or check num_movies"
         )
     cuts = edges[items - 1] - (removed[:-1] - removed[first[owners]])  # where items were cut out
     keys = owners * (edges[-1] + 1) + cuts
@@ -418,40 +472,6 @@ def _draw_unwatched(
     passed = np.searchsorted(keys, rows * (edges[-1] + 1) + points, side="right")
     points += removed[passed] - removed[first[rows]]
     return np.asarray(np.searchsorted(edges, points, side="right"), np.int32)
-
-
-def _order_by_user_and_time(users: Integers, times: Integers) -> Integers:
-    """The stable order by user, then time, then row: one sort where both fit a key, else two."""
-    if len(users) == 0:
-        return np.zeros(0, np.int64)
-    earliest = int(times.min())
-    user_bits = int(users.max()).bit_length()
-    time_bits = (int(times.max()) - earliest).bit_length()
-    if user_bits + time_bits + len(users).bit_length() <= 63:
-        keys = users << time_bits
-        keys += times
-        keys -= earliest
-        return _stable_order(keys)
-    by_time = _stable_order(times)
-    return by_time[_stable_order(users[by_time])]
-
-
-def _stable_order(values: Integers) -> Integers:
-    """The order by value, then row.
-
-    Value and row number share one 64-bit key where they fit: sorting plain integers is several
-    times faster than sorting row numbers by a column.
-    """
-    lowest = int(values.min())
-    row_bits = len(values).bit_length()
-    if (int(values.max()) - lowest).bit_length() + row_bits > 63:
-        return np.argsort(values, kind="stable")
-    keys = values - lowest
-    keys <<= row_bits
-    keys += np.arange(len(values))
-    keys.sort()
-    keys &= (1 << row_bits) - 1
-    return keys
 
 
 def _gather(items: Ids, starts: Integers, ends: Integers, length: int, *, before: bool) -> Ids:
@@ -486,12 +506,7 @@ def _integer_weights(items: Ids, num_movies: int, alpha: float, num_rows: int) -
 
     They are scaled so that `num_rows` times their sum fits a 64-bit integer.
     """
-    if not np.isfinite(alpha):
-        raise ValueError(
-            f"sample_negatives: alpha={alpha} is not a finite number; "
-            "0 draws uniformly, 1 by popularity."
-        )
-    if alpha == 0:
+    if checks.number(alpha, "sample_negatives: alpha", -np.inf) == 0:
         return np.ones(num_movies, np.int64)
     watched = np.bincount(items, minlength=num_movies + 1)[1:]
     logs = alpha * np.log(np.maximum(watched, 1))
@@ -501,100 +516,15 @@ def _integer_weights(items: Ids, num_movies: int, alpha: float, num_rows: int) -
     return np.asarray(np.maximum(np.rint(shares * scale), 1), np.int64)
 
 
-def _id_column(ratings: pd.DataFrame, name: str) -> Integers:
-    """The ids of one column as int64, checked."""
-    column = _column(ratings, name)
-    if column.dtype.kind not in "iu":
-        raise TypeError(
-            f"histories: column {name!r} has dtype {column.dtype}, ids must be integers; "
-            "rectutor.data.from_dataframe maps any ids to integers."
-        )
-    ids = column.to_numpy().astype(np.int64)
-    if len(ids) and ids.min() < 1:
-        row = int(np.argmin(ids))
-        raise ValueError(
-            f"histories: {name} {ids[row]} in row {row} is below 1; ids start at 1 "
-            f"because {PADDING_ID} is padding."
-        )
-    if len(ids) and ids.max() >= 2**31:
-        raise ValueError(
-            f"histories: {name} {ids.max()} does not fit 32 bits; "
-            "rectutor.data.from_dataframe maps ids to 1, 2, 3 and so on."
-        )
-    return ids
-
-
-def _time_column(ratings: pd.DataFrame) -> Integers:
-    """The timestamps as int64 that sort like the column (fractions of a second are ranked)."""
-    column = _column(ratings, "timestamp")
-    if column.dtype.kind not in "iufM":
-        raise TypeError(
-            f"histories: column 'timestamp' has dtype {column.dtype}; it must hold numbers "
-            "(seconds) or times, see pandas.to_datetime."
-        )
-    missing = column.isna().to_numpy()
-    if missing.any():
-        raise ValueError(
-            f"histories: the timestamp of row {int(np.argmax(missing))} is missing; "
-            "drop such rows or fill them in."
-        )
-    if column.dtype.kind == "f":
-        return np.asarray(np.unique(column.to_numpy(), return_inverse=True)[1], np.int64)
-    return column.to_numpy().astype(np.int64)
-
-
-def _column(ratings: pd.DataFrame, name: str) -> pd.Series:
-    if not isinstance(ratings, pd.DataFrame):
-        raise TypeError(
-            f"histories: ratings is a {type(ratings).__name__}, not a pandas DataFrame; "
-            "pass the ratings of a Dataset or of a Split."
-        )
-    if name not in ratings.columns:
-        raise ValueError(
-            f"histories: the ratings have no column {name!r}, only {list(ratings.columns)}; "
-            "rename a column or see rectutor.data.from_dataframe."
-        )
-    return ratings[name]
-
-
-def _rows(users: npt.ArrayLike, num_rows: int) -> Integers:
-    """Row numbers, checked."""
-    rows = np.asarray(users)
-    if rows.size == 0:
-        return np.zeros(0, np.int64)
-    if rows.ndim != 1 or rows.dtype.kind not in "iu":
-        raise TypeError(
-            f"sample_negatives: users has shape {rows.shape} and dtype {rows.dtype}; "
-            "it must be a flat array of integers."
-        )
-    outside = rows[(rows < 0) | (rows >= num_rows)]
-    if len(outside):
-        raise ValueError(
-            f"sample_negatives: user {outside[0]} is not in the histories, whose rows run from 0 "
-            f"to {num_rows - 1}."
-        )
-    return rows.astype(np.int64)
-
-
-def _at_least(value: int, lowest: int, function: str, name: str) -> int:
-    """`value` as a Python int of at least `lowest`."""
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{function}: {name}={value!r} is not an integer; pass a count.")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"{function}: {name}={value!r} is a {type(value).__name__}; pass an integer."
-        ) from None
-    if number < lowest:
-        raise ValueError(f"{function}: {name}={number} is below {lowest}; pass {lowest} or more.")
-    return number
+def _users(users: npt.ArrayLike | None, histories: Histories, place: str) -> Integers:
+    """The user ids as int64, checked; all of them for None."""
+    if users is None:
+        return np.arange(histories.num_users + 1)
+    return checks.integers(users, f"{place}: users", 0, histories.num_users)
 
 
 def _is_before(padding: str, function: str) -> bool:
-    if padding not in ("before", "after"):
-        raise ValueError(f"{function}: padding={padding!r} is unknown; choose 'before' or 'after'.")
-    return padding == "before"
+    return checks.choice(padding, f"{function}: padding", ("before", "after")) == "before"
 
 
 def _offsets(counts: Integers) -> Integers:

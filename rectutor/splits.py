@@ -1,18 +1,28 @@
 """Three ways to split interactions into what a model may know and what it is tested on.
 
 Every function works on whole arrays, keeps the rows of each part in the order (and with the
-index labels) they have in `ratings`, and puts every row in exactly one part.
+index labels) they have in the ratings, and puts every row in exactly one part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-_MAX_ID = np.iinfo(np.int32).max
+from rectutor import checks
+from rectutor.sequences import Histories, order_by_user_and_time
+
+if TYPE_CHECKING:
+    from rectutor.data import Dataset
+
+#: The parts of a split, in the order of time where time plays a part.
+PARTS = ("train", "validation", "test")
+_ASKED = ("validation", "test")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,6 +35,13 @@ class Split:
         test: those its final figure is computed on, once.
         num_users: the highest user id.
         num_movies: the highest movie id, the size of the catalogue that competes.
+        titles: `(num_movies + 1,)` what each movie is called, where that is known.
+        order: the row numbers of `train`, `validation` and `test`, one after the other, by user
+            and time. A function that has sorted anyway gives it; else it is found when needed.
+
+    Raises:
+        TypeError: a part is no DataFrame, or its ids are no integers.
+        ValueError: a column is missing, or an id is out of range.
     """
 
     train: pd.DataFrame
@@ -32,33 +49,120 @@ class Split:
     test: pd.DataFrame
     num_users: int
     num_movies: int
+    titles: np.ndarray | None = None
+    order: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for part in ("train", "validation", "test"):
-            frame = getattr(self, part)
-            if not isinstance(frame, pd.DataFrame):
-                raise TypeError(
-                    f"Split({part}=...) is a {type(frame).__name__}; give a pandas DataFrame "
-                    "with the columns user_id and movie_id"
-                )
+        checks.integer(self.num_users, "Split: num_users", 0)
+        checks.integer(self.num_movies, "Split: num_movies", 0)
+        for part in PARTS:
+            frame = checks.frame(getattr(self, part), f"Split({part}=...)")
             for column, limit in (("user_id", self.num_users), ("movie_id", self.num_movies)):
-                if len(frame):
-                    ids = _ids(frame, column, f"Split.{part}")
-                    if ids.max() > limit:
-                        raise ValueError(
-                            f"Split.{part} has {column} {ids.max()}, but the split is said to "
-                            f"have only {limit}; raise num_users or num_movies"
-                        )
+                highest = checks.ids(frame, column, f"Split.{part}").max(initial=0)
+                if highest > limit:
+                    raise ValueError(
+                        f"Split.{part} has {column} {highest}, but the split is said to "
+                        f"have only {limit}; raise num_users or num_movies"
+                    )
 
     def __repr__(self) -> str:
-        rows = ", ".join(
-            f"{part}={len(getattr(self, part)):,} rows" for part in ("train", "validation", "test")
-        )
+        rows = ", ".join(f"{part}={len(getattr(self, part)):,} rows" for part in PARTS)
         return f"Split({rows}, num_users={self.num_users:,}, num_movies={self.num_movies:,})"
+
+    def histories(self, before: str = "test") -> Histories:
+        """What is known of every user when a part is asked about.
+
+        Args:
+            before: `"test"`: `train` and `validation`; `"validation"`: `train` alone.
+
+        Returns:
+            The `Histories` by user id, in order of `timestamp`; rows of equal timestamp keep the
+            order they have in the ratings (in a split put together by hand, `train` comes before
+            `validation`). Without that column they go by the order of the rows. The arrays are
+            shared and read-only.
+
+        Raises:
+            ValueError: `before` is something else, or a time is missing.
+        """
+        return self._by_user[checks.choice(before, "Split.histories: before", _ASKED)][0]
+
+    def targets(self, on: str = "test") -> Histories:
+        """The movies of the part asked about, by user id and in the order of `histories`."""
+        return self._by_user[checks.choice(on, "Split.targets: on", _ASKED)][1]
+
+    @cached_property
+    def _by_user(self) -> dict[str, tuple[Histories, Histories]]:
+        """What is known before each part, and what it asks."""
+        frames = [self.train, self.validation, self.test]
+        filled = [(f"Split.{name}", f) for name, f in zip(PARTS, frames, strict=True) if len(f)]
+        users, movies = (
+            np.concatenate([frame[column].to_numpy(np.int64) for frame in frames])
+            for column in ("user_id", "movie_id")
+        )
+        order = self.order
+        if order is None:
+            times = np.zeros(len(users), np.int64)
+            if any("timestamp" in frame.columns for _, frame in filled):
+                times = np.concatenate([checks.times(frame, place) for place, frame in filled])
+            order = order_by_user_and_time(users, times)
+        users, movies = users[order], movies[order]
+        part = np.repeat(np.arange(3), [len(frame) for frame in frames])[order]
+
+        def rows(chosen: np.ndarray) -> Histories:
+            found = Histories.of_rows(users[chosen], movies[chosen], self.num_users)
+            found.items.setflags(write=False)
+            found.offsets.setflags(write=False)
+            return found
+
+        return {
+            name: (rows(part < number), rows(part == number))
+            for number, name in enumerate(_ASKED, start=1)
+        }
+
+
+class _World(NamedTuple):
+    """The ratings a split is made of, checked, and the size of the world they come from."""
+
+    ratings: pd.DataFrame
+    users: np.ndarray
+    num_users: int
+    num_movies: int
+    titles: np.ndarray | None
+
+    def split(self, part: np.ndarray, order: np.ndarray | None = None) -> Split:
+        """Its rows by the part (0 train, 1 validation, 2 test) each belongs to."""
+        train, validation, test = (self.ratings[part == number] for number in range(3))
+        return Split(train, validation, test, self.num_users, self.num_movies, self.titles, order)
+
+
+def _world(
+    data: Dataset | pd.DataFrame | Split,
+    place: str,
+    num_users: int | None,
+    num_movies: int | None,
+) -> _World:
+    """What `data` holds; the sizes given go before those it has, and these before its ids."""
+    sizes: tuple[int | None, int | None] = (None, None)
+    titles = None
+    if isinstance(data, pd.DataFrame):
+        ratings = data
+    else:
+        found = data.train if isinstance(data, Split) else getattr(data, "ratings", data)
+        ratings = checks.frame(found, place)
+        sizes, titles = (data.num_users, data.num_movies), data.titles
+    if len(ratings) == 0:
+        raise ValueError(f"{place} got a frame without rows; give at least one interaction")
+    users = checks.ids(ratings, "user_id", place)
+    movies = checks.ids(ratings, "movie_id", place)
+    num_users, num_movies = (
+        next(int(size) for size in (given, own, ids.max()) if size is not None)
+        for given, own, ids in zip((num_users, num_movies), sizes, (users, movies), strict=True)
+    )
+    return _World(ratings, users, num_users, num_movies, titles)
 
 
 def random_split(
-    ratings: pd.DataFrame,
+    data: Dataset | pd.DataFrame | Split,
     test_fraction: float | None = None,
     sizes: Sequence[int] | None = None,
     seed: int = 42,
@@ -77,22 +181,24 @@ def random_split(
     valid split.
 
     Args:
-        ratings: one row an interaction, with `user_id` and `movie_id`.
+        data: a `Dataset`, a frame of ratings with `user_id` and `movie_id`, or a `Split`, whose
+            `train` is then dealt out.
         test_fraction: the share of the rows, between 0 and 1, that goes to `test`; `validation`
             is then empty. Default 0.2 when `sizes` is not given either.
         sizes: instead of a fraction, the number of rows of each part: `(train, test)` or
-            `(train, validation, test)`. They add up to `len(ratings)`.
+            `(train, validation, test)`. They add up to the number of rows.
         seed: the same seed on the same rows gives the same split.
-        num_users: the highest user id; the highest in `ratings` when omitted.
-        num_movies: the highest movie id; the highest in `ratings` when omitted.
+        num_users: the highest user id; that of `data`, or of its rows, when omitted.
+        num_movies: the highest movie id; likewise.
 
     Returns:
-        A `Split` of frames with the columns of `ratings`.
+        A `Split` of frames with the columns of the ratings.
 
     Raises:
-        TypeError: `ratings` is no DataFrame.
-        ValueError: a column is missing, `ratings` is empty, an id is no positive integer, both
-            `test_fraction` and `sizes` are given, or they leave `train` or `test` empty.
+        TypeError: `data` is something else, or ids, a fraction or sizes are no numbers.
+        ValueError: a column is missing, there are no rows, an id is below 1, a fraction is not
+            between 0 and 1, both `test_fraction` and `sizes` are given, or they leave `train` or
+            `test` empty.
 
     Example:
         >>> import pandas as pd
@@ -100,16 +206,16 @@ def random_split(
         >>> random_split(ratings, sizes=(3, 1))
         Split(train=3 rows, validation=0 rows, test=1 rows, num_users=2, num_movies=3)
     """
-    users, movies = _check(ratings, "random_split")
-    total = len(ratings)
+    world = _world(data, "random_split", num_users, num_movies)
+    total = len(world.users)
     if sizes is not None and test_fraction is not None:
         raise ValueError(
             f"random_split got both test_fraction={test_fraction} and sizes={tuple(sizes)}; "
             "give one of them"
         )
     if sizes is None:
-        fraction = _fraction(0.2 if test_fraction is None else test_fraction, "test_fraction")
-        num_test = round(total * fraction)
+        share = 0.2 if test_fraction is None else test_fraction
+        num_test = round(total * checks.number(share, "random_split: test_fraction", 0, 1))
         parts = (total - num_test, 0, num_test)
     else:
         parts = _three_sizes(sizes, total)
@@ -118,31 +224,30 @@ def random_split(
             f"random_split would make train {parts[0]} and test {parts[2]} rows of {total}; "
             "each needs at least one: change test_fraction or sizes, or give more rows"
         )
-    part = np.repeat(np.arange(3), parts)
-    dealt = np.empty(total, np.int64)
-    dealt[np.random.default_rng(seed).permutation(total)] = part
-    return _split(ratings, dealt, users, movies, num_users, num_movies)
+    part = np.empty(total, np.int64)
+    part[np.random.default_rng(seed).permutation(total)] = np.repeat(np.arange(3), parts)
+    return world.split(part)
 
 
 def leave_one_out(
-    ratings: pd.DataFrame, *, num_users: int | None = None, num_movies: int | None = None
+    data: Dataset | pd.DataFrame, *, num_users: int | None = None, num_movies: int | None = None
 ) -> Split:
     """Hold out each user's last interaction for test and the one before for validation.
 
     Args:
-        ratings: one row an interaction, with `user_id`, `movie_id` and `timestamp`
+        data: a `Dataset`, or a frame of ratings with `user_id`, `movie_id` and `timestamp`
             (seconds), in any order. Rows of equal timestamp keep their order.
-        num_users: the highest user id; the highest in `ratings` when omitted.
-        num_movies: the highest movie id; the highest in `ratings` when omitted.
+        num_users: the highest user id; that of `data`, or of its rows, when omitted.
+        num_movies: the highest movie id; likewise.
 
     Returns:
-        `Split(train, validation, test)`: three frames with the columns of `ratings`.
+        `Split(train, validation, test)`: three frames with the columns of the ratings.
         Users with fewer than three interactions are in `train` only.
 
     Raises:
-        TypeError: `ratings` is no DataFrame.
-        ValueError: a column is missing, `ratings` is empty, an id is no positive integer or a
-            timestamp no finite number.
+        TypeError: `data` is something else, or an id is no integer or a timestamp no number.
+        ValueError: a column is missing, there are no rows, an id is below 1 or a timestamp not
+            finite.
 
     Example:
         >>> import pandas as pd
@@ -152,20 +257,21 @@ def leave_one_out(
         >>> leave_one_out(ratings).test["movie_id"].tolist()
         [5]
     """
-    users, movies = _check(ratings, "leave_one_out")
-    order = np.lexsort((_timestamps(ratings, "leave_one_out"), users))
-    by_user = users[order]
-    starts = np.flatnonzero(np.diff(by_user, prepend=by_user[0] - 1))
-    counts = np.diff(starts, append=len(users))
-    from_the_end = np.repeat(starts + counts, counts) - 1 - np.arange(len(users))
-    held_out = (from_the_end < 2) & (np.repeat(counts, counts) >= 3)
-    part = np.zeros(len(users), np.int64)
+    world = _world(data, "leave_one_out", num_users, num_movies)
+    order = order_by_user_and_time(world.users, checks.times(world.ratings, "leave_one_out"))
+    lengths = np.bincount(world.users)
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    from_the_end = ends - 1 - np.arange(len(order))
+    held_out = (from_the_end < 2) & (np.repeat(lengths, lengths) >= 3)
+    part = np.zeros(len(order), np.int64)
     part[order] = np.where(held_out, 2 - from_the_end, 0)
-    return _split(ratings, part, users, movies, num_users, num_movies)
+    place = np.empty_like(order)  # of each row, when the parts stand one after the other
+    place[np.argsort(part, kind="stable")] = np.arange(len(order))
+    return world.split(part, place[order])
 
 
 def temporal_split(
-    ratings: pd.DataFrame,
+    data: Dataset | pd.DataFrame,
     cutoff: float | None = None,
     fraction: float | None = None,
     *,
@@ -179,7 +285,7 @@ def temporal_split(
     single interaction, is on that side only; the users and movies of `test` may be new.
 
     Args:
-        ratings: one row an interaction, with `user_id`, `movie_id` and `timestamp`
+        data: a `Dataset`, or a frame of ratings with `user_id`, `movie_id` and `timestamp`
             (seconds), in any order.
         cutoff: the moment, in the unit of `timestamp`: rows before it are `train`, rows at or
             after it `test`.
@@ -187,17 +293,17 @@ def temporal_split(
             latest. Rows of equal timestamp stay together, so `test` may be a little larger.
         validation_fraction: the share of all rows to take for `validation` from the end of
             `train`, again keeping equal timestamps together.
-        num_users: the highest user id; the highest in `ratings` when omitted.
-        num_movies: the highest movie id; the highest in `ratings` when omitted.
+        num_users: the highest user id; that of `data`, or of its rows, when omitted.
+        num_movies: the highest movie id; likewise.
 
     Returns:
-        A `Split` of frames with the columns of `ratings`.
+        A `Split` of frames with the columns of the ratings.
 
     Raises:
-        TypeError: `ratings` is no DataFrame.
-        ValueError: a column is missing, `ratings` is empty, an id is no positive integer or a
-            timestamp no finite number; not exactly one of `cutoff` and `fraction` is given; or
-            they leave `train` or `test` empty.
+        TypeError: `data` is something else, or an id is no integer or a time or share no number.
+        ValueError: a column is missing, there are no rows, an id is below 1 or a time not finite;
+            not exactly one of `cutoff` and `fraction` is given; or they leave `train` or `test`
+            empty.
 
     Example:
         >>> import pandas as pd
@@ -207,18 +313,15 @@ def temporal_split(
         >>> temporal_split(ratings, cutoff=20).test["movie_id"].tolist()
         [5, 7]
     """
-    users, movies = _check(ratings, "temporal_split")
-    times = _timestamps(ratings, "temporal_split")
+    world = _world(data, "temporal_split", num_users, num_movies)
+    times = checks.times(world.ratings, "temporal_split")
     if (cutoff is None) == (fraction is None):
         raise ValueError(
             f"temporal_split got cutoff={cutoff} and fraction={fraction}; give exactly one of them"
         )
     if fraction is not None:
-        cutoff = _moment(times, len(times), _fraction(fraction, "fraction"), "fraction")
-    if cutoff is None or not np.isfinite(cutoff):
-        raise ValueError(
-            f"temporal_split got cutoff={cutoff}; give a moment in the unit of timestamp"
-        )
+        cutoff = _moment(times, len(times), fraction, "fraction")
+    checks.number(cutoff, "temporal_split: cutoff, a moment in the unit of timestamp,", -np.inf)
     part = np.where(times >= cutoff, 2, 0)
     before = times[part == 0]
     if not 0 < len(before) < len(times):
@@ -228,20 +331,19 @@ def temporal_split(
             "first and not after the last"
         )
     if validation_fraction:
-        share = _fraction(validation_fraction, "validation_fraction")
-        start = _moment(before, len(times), share, "validation_fraction")
+        start = _moment(before, len(times), validation_fraction, "validation_fraction")
         if start <= before.min():
             raise ValueError(
                 f"temporal_split with validation_fraction={validation_fraction} leaves train "
                 "empty; lower it"
             )
         part[(part == 0) & (times >= start)] = 1
-    return _split(ratings, part, users, movies, num_users, num_movies)
+    return world.split(part)
 
 
 def _moment(times: np.ndarray, total: int, fraction: float, name: str) -> float:
     """The time from which the last `fraction * total` of `times` begin."""
-    count = round(total * fraction)
+    count = round(total * checks.number(fraction, f"temporal_split: {name}", 0, 1))
     if not 0 < count <= len(times):
         raise ValueError(
             f"temporal_split with {name}={fraction} asks for {count} of {len(times)} rows; each "
@@ -252,104 +354,15 @@ def _moment(times: np.ndarray, total: int, fraction: float, name: str) -> float:
 
 def _three_sizes(sizes: Sequence[int], total: int) -> tuple[int, int, int]:
     """`sizes` as (train, validation, test), checked."""
-    given = tuple(sizes)
-    if len(given) not in (2, 3) or not all(isinstance(n, int | np.integer) for n in given):
+    given = checks.integers(sizes, "random_split: sizes", 0).tolist()
+    if len(given) not in (2, 3):
         raise ValueError(
-            f"random_split got sizes={given}; give (train, test) or (train, validation, test), "
-            "whole numbers of rows"
+            f"random_split got sizes={tuple(given)}; give (train, test) or (train, validation, "
+            "test), whole numbers of rows"
         )
-    if min(given) < 0 or sum(given) != total:
+    if sum(given) != total:
         raise ValueError(
-            f"random_split got sizes={given}, {sum(given):,} rows in all, for {total:,} ratings; "
-            "the sizes are not negative and add up to the number of rows"
+            f"random_split got sizes={tuple(given)}, {sum(given):,} rows in all, for {total:,} "
+            "ratings; the sizes add up to the number of rows"
         )
-    return (int(given[0]), 0 if len(given) == 2 else int(given[1]), int(given[-1]))
-
-
-def _fraction(value: float, name: str) -> float:
-    if not isinstance(value, int | float | np.number) or not 0 < value < 1:
-        raise ValueError(f"{name}={value!r} is no share; give a number between 0 and 1, as 0.2")
-    return float(value)
-
-
-def _check(ratings: pd.DataFrame, place: str) -> tuple[np.ndarray, np.ndarray]:
-    """The user and movie ids of `ratings`, after checking that it is what it should be."""
-    if not isinstance(ratings, pd.DataFrame):
-        raise TypeError(
-            f"{place} got a {type(ratings).__name__}; give a pandas DataFrame, "
-            "as the ratings of rectutor.data.load_movielens()"
-        )
-    if len(ratings) == 0:
-        raise ValueError(f"{place} got a frame without rows; give at least one interaction")
-    return _ids(ratings, "user_id", place), _ids(ratings, "movie_id", place)
-
-
-def _ids(frame: pd.DataFrame, column: str, place: str) -> np.ndarray:
-    values = _column(frame, column, place)
-    if not pd.api.types.is_integer_dtype(values.dtype):
-        raise ValueError(
-            f"{place}: column {column} is {values.dtype}, as in {values.iloc[0]!r}; ids are "
-            "integers from 1: number them with rectutor.data.from_dataframe"
-        )
-    ids = values.to_numpy(dtype=np.int64)
-    low, high = ids.min(), ids.max()
-    if low < 1 or high > _MAX_ID:
-        raise ValueError(
-            f"{place}: {column} {low if low < 1 else high} is no id; ids run from 1 (0 is "
-            f"padding) to {_MAX_ID:,}: number them with rectutor.data.from_dataframe"
-        )
-    return ids
-
-
-def _timestamps(ratings: pd.DataFrame, place: str) -> np.ndarray:
-    values = _column(ratings, "timestamp", place)
-    if not pd.api.types.is_numeric_dtype(values.dtype) or values.dtype == bool:
-        raise ValueError(
-            f"{place}: column timestamp is {values.dtype}, as in {values.iloc[0]!r}; give "
-            "seconds: rectutor.data.from_dataframe converts dates"
-        )
-    times = values.to_numpy()
-    if not np.isfinite(times).all():
-        row = int(np.flatnonzero(~np.isfinite(times))[0])
-        raise ValueError(
-            f"{place}: timestamp {times[row]} in row {row} is no time; fill it in or drop the row"
-        )
-    return times
-
-
-def _column(frame: pd.DataFrame, column: str, place: str) -> pd.Series:
-    if column not in frame.columns:
-        remedy = (
-            "without times use random_split"
-            if column == "timestamp"
-            else "rename yours, or use rectutor.data.from_dataframe"
-        )
-        raise ValueError(
-            f"{place}: no column {column!r} among {[str(name) for name in frame.columns]}; {remedy}"
-        )
-    values = frame[column]
-    missing = values.isna().to_numpy()
-    if missing.any():
-        raise ValueError(
-            f"{place}: {column} is missing in row {int(missing.argmax())} "
-            f"({int(missing.sum())} in all); fill it in or drop the rows"
-        )
-    return values
-
-
-def _split(
-    ratings: pd.DataFrame,
-    part: np.ndarray,
-    users: np.ndarray,
-    movies: np.ndarray,
-    num_users: int | None,
-    num_movies: int | None,
-) -> Split:
-    """The rows of `ratings` by the part (0 train, 1 validation, 2 test) each belongs to."""
-    return Split(
-        train=ratings[part == 0],
-        validation=ratings[part == 1],
-        test=ratings[part == 2],
-        num_users=int(users.max()) if num_users is None else num_users,
-        num_movies=int(movies.max()) if num_movies is None else num_movies,
-    )
+    return (given[0], 0 if len(given) == 2 else given[1], given[-1])

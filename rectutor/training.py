@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from rectutor import checks
 from rectutor.environment import in_notebook
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(self, every: int = 1) -> None:
         super().__init__()
-        if every < 1:
-            raise ValueError(f"EpochLog(every={every}): give 1 or more epochs a line")
-        self.every = every
+        self.every = checks.integer(every, "EpochLog: every", 1)
         self._start = self._epoch_start = 0.0
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -42,7 +41,7 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]
         self._first: int | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Remember which epoch a resumed training starts with, and when this one starts."""
+        """Remember which epoch the training starts with, and when this one starts."""
         if self._first is None:
             self._first = epoch
         self._epoch_start = time.perf_counter()
@@ -104,12 +103,10 @@ class BestByNDCG(keras.callbacks.Callback):  # type: ignore[misc]
         k: int = 10,
     ) -> None:
         super().__init__()
-        if patience < 1 or every < 1:
-            raise ValueError(f"BestByNDCG(patience={patience}, every={every}): both are at least 1")
         self.recommender = recommender
         self.split = split
-        self.patience = patience
-        self.every = every
+        self.patience = checks.integer(patience, "BestByNDCG: patience", 1)
+        self.every = checks.integer(every, "BestByNDCG: every", 1)
         self.k = k
         self.history: list[dict[str, float]] = []
         self.best_epoch = 0
