@@ -154,32 +154,27 @@ def load(name: str, source: str) -> Tables:
         known = [repr(other) for each, other in ARCHIVES if each == source]
         raise SourceError(f"it has no copy of {name!r}, only of {' and '.join(known)}")
     if source == "included":
-        file = importlib.resources.files("rectutor") / "included" / archive.file
-        return read_archive(archive, file.read_bytes(), where=str(file))
+        place = importlib.resources.files("rectutor") / "included" / archive.file
+        return read_archive(archive, place.read_bytes(), where=str(place))
     if source == "pypi":
         return read_archive(archive, kept(archive, _wheel), where=f"the index's {archive.file}")
-    try:
-        tables = from_archives(archive)
-    except SourceError as error:
-        logger.warning("archives: %s; trying the next source", error)
-        tables = None
-    if tables is None:
-        tables = read_archive(archive, kept(archive, download), where=archive.url)
-    return tables
+    if file := _at_hand(archive):
+        try:
+            return _read(archive, file)
+        except SourceError as error:
+            logger.warning("archives: %s; trying the next source", error)
+    return read_archive(archive, kept(archive, download), where=archive.url)
 
 
-# --- archives -----------------------------------------------------------------------------------
+def _at_hand(archive: Archive) -> Path | None:
+    """The file in `RECTUTOR_ARCHIVES`, where there is one."""
+    chosen = os.environ.get("RECTUTOR_ARCHIVES")
+    file = Path(chosen).expanduser() / archive.file if chosen else None
+    return file if file is not None and file.is_file() else None
 
 
-def from_archives(archive: Archive) -> Tables | None:
-    """The tables from an archive in `RECTUTOR_ARCHIVES`, or None where there is none.
-
-    Raises:
-        SourceError: the archive is there and cannot be read, or is not what was published.
-    """
-    file = _at_hand(archive)
-    if file is None:
-        return None
+def _read(archive: Archive, file: Path) -> Tables:
+    """The tables from an archive at hand."""
     try:
         if file.stat().st_size > 4 * archive.size + 2**20:
             raise CorruptError(f"{file} is far larger than {archive.file}; remove it")
@@ -189,13 +184,6 @@ def from_archives(archive: Archive) -> Tables | None:
     tables = read_archive(archive, content, where=str(file))
     logger.info("archives: read %s", file)
     return tables
-
-
-def _at_hand(archive: Archive) -> Path | None:
-    """The file in `RECTUTOR_ARCHIVES`, where there is one."""
-    chosen = os.environ.get("RECTUTOR_ARCHIVES")
-    file = Path(chosen).expanduser() / archive.file if chosen else None
-    return file if file is not None and file.is_file() else None
 
 
 def read_archive(archive: Archive, content: bytes, *, where: str) -> Tables:
@@ -252,9 +240,6 @@ def _member(opened: zipfile.ZipFile, name: str, where: str) -> bytes:
         return stream.read(_MEMBER_LIMIT)
 
 
-# --- the cache ----------------------------------------------------------------------------------
-
-
 def cache() -> Path:
     """The cache folder: `RECTUTOR_CACHE`, or the platform's cache folder for rectutor."""
     chosen = os.environ.get("RECTUTOR_CACHE")
@@ -298,9 +283,6 @@ def kept(archive: Archive, fetch: Callable[[Archive], bytes]) -> bytes:
     if not fetched:
         logger.info("cache: read %s", file)
     return content
-
-
-# --- the download -------------------------------------------------------------------------------
 
 
 def download(archive: Archive) -> bytes:
@@ -399,9 +381,6 @@ def within(seconds: float, action: Callable[[], _T], what: str) -> _T:
     return outcome[0]
 
 
-# --- the package index --------------------------------------------------------------------------
-
-
 def _wheel(archive: Archive) -> bytes:
     """The bytes of the RecBole wheel, fetched with pip and never installed.
 
@@ -459,9 +438,6 @@ def _pip() -> list[str]:
     if found is None:
         raise SourceError("there is no pip to download with; `python -m ensurepip` installs it")
     return [found]
-
-
-# --- TensorFlow Datasets ------------------------------------------------------------------------
 
 
 def from_tfds(name: str) -> Tables:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -164,28 +164,6 @@ def order_by_user_and_time(users: Integers, times: npt.NDArray[Any]) -> Integers
     return keys
 
 
-@overload
-def sliding_windows(
-    histories: Histories,
-    length: int,
-    min_length: int = 3,
-    padding: str = "after",
-    *,
-    return_users: Literal[False] = False,
-) -> tuple[Ids, Ids]: ...
-
-
-@overload
-def sliding_windows(
-    histories: Histories,
-    length: int,
-    min_length: int = 3,
-    padding: str = "after",
-    *,
-    return_users: Literal[True],
-) -> tuple[Ids, Ids, Ids]: ...
-
-
 def sliding_windows(
     histories: Histories,
     length: int,
@@ -193,7 +171,7 @@ def sliding_windows(
     padding: str = "after",
     *,
     return_users: bool = False,
-) -> tuple[Ids, Ids] | tuple[Ids, Ids, Ids]:
+) -> tuple[Ids, ...]:
     """For every movie but a user's first: the movies before it, and the movie itself.
 
     This is the shape of training data in the documented GRU4Rec recipe: one row a position.
@@ -234,25 +212,9 @@ def sliding_windows(
     return contexts, movies
 
 
-@overload
-def training_windows(
-    histories: Histories,
-    length: int,
-    stride: int | None = None,
-    *,
-    return_users: Literal[False] = False,
-) -> tuple[Ids, Ids]: ...
-
-
-@overload
-def training_windows(
-    histories: Histories, length: int, stride: int | None = None, *, return_users: Literal[True]
-) -> tuple[Ids, Ids, Ids]: ...
-
-
 def training_windows(
     histories: Histories, length: int, stride: int | None = None, *, return_users: bool = False
-) -> tuple[Ids, Ids] | tuple[Ids, Ids, Ids]:
+) -> tuple[Ids, ...]:
     """Cut whole histories into windows with a next-movie target at every position.
 
     Windows are laid from the end of each history, so a user's latest movies are always in a

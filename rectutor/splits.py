@@ -41,7 +41,7 @@ class Split:
 
     Raises:
         TypeError: a part is no DataFrame, or its ids are no integers.
-        ValueError: a column is missing, or an id is out of range.
+        ValueError: a column is missing, an id is out of range, or `order` is of other rows.
     """
 
     train: pd.DataFrame
@@ -64,6 +64,13 @@ class Split:
                         f"Split.{part} has {column} {highest}, but the split is said to "
                         f"have only {limit}; raise num_users or num_movies"
                     )
+
+        total = sum(len(getattr(self, part)) for part in PARTS)
+        if self.order is not None and len(self.order) != total:
+            raise ValueError(
+                f"Split got an order of {len(self.order)} rows for {total}; leave it out where the "
+                "parts are put together anew"
+            )
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{part}={len(getattr(self, part)):,} rows" for part in PARTS)

@@ -13,6 +13,7 @@ from rectutor import baselines
 from rectutor.baselines import (
     EASE,
     ItemKNN,
+    Mixture,
     Popularity,
     choose,
     ease_grid,
@@ -32,13 +33,13 @@ def frame(rows):
 
 def queries_of(*rows):
     items = np.array([movie for row in rows for movie in row], np.int32)
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    offsets = np.cumsum([0, 0, *(len(row) for row in rows)])
     return Queries(np.arange(1, len(rows) + 1, dtype=np.int32), Histories(items, offsets))
 
 
 @pytest.fixture(scope="module")
 def made_up():
-    return leave_one_out(synthetic(120, 60, 3_000, seed=0).ratings, num_users=120, num_movies=60)
+    return leave_one_out(synthetic(120, 60, 3_000, seed=0))
 
 
 @st.composite
@@ -200,6 +201,19 @@ def test_the_default_grid_spans_lambda_and_tau():
     assert {model.tau for model in grid} == {None, 1.0, 2.0, 3.0, 5.0, 10.0}
 
 
+@pytest.mark.parametrize("weight", [0, 0.5, -3.0, 40.0])
+def test_a_mixture_adds_a_multiple_of_the_other_scores(made_up, weight):
+    first, second = ItemKNN().fit(made_up), EASE().fit(made_up)
+    mixture, queries = Mixture(first, second, weight), queries_for(made_up)
+    expected = first(queries) + weight * second(queries)
+    np.testing.assert_array_equal(mixture(queries), expected)
+    assert mixture(queries).dtype == np.float32
+    assert mixture.name == f"item kNN + {weight:g} * EASE 200"
+    assert not mixture.knows_validation
+    wide = Mixture(lambda q: np.asarray(first(q), np.float64), second, weight)
+    assert wide(queries).dtype == np.float64
+
+
 def test_nothing_of_users_times_movies_is_dense():
     import tracemalloc
 
@@ -224,7 +238,7 @@ _ARCHIVES = os.environ.get("RECTUTOR_ARCHIVES")
 def movielens():
     if not _ARCHIVES or not (Path(_ARCHIVES) / "ml-100k.zip").exists():
         pytest.skip("needs ml-100k.zip in RECTUTOR_ARCHIVES")
-    return leave_one_out(load_movielens("100k").ratings)
+    return leave_one_out(load_movielens("100k"))
 
 
 def test_the_protocol_table_is_reached_on_movielens_100k(movielens):

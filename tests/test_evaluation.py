@@ -6,9 +6,11 @@ by one, a target that leaks into its own query, a wrong logarithm in NDCG, ties 
 
 import dataclasses
 import itertools
+import json
 import math
 import re
 import tracemalloc
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -24,6 +26,7 @@ from rectutor.evaluation import (
     evaluate,
     queries_for,
     recommend,
+    win_rate,
 )
 from rectutor.sequences import Histories
 from rectutor.splits import Split, leave_one_out, random_split, temporal_split
@@ -53,12 +56,12 @@ def scorer(*scores):
 def test_test_queries_know_train_and_validation_and_not_the_target():
     queries = queries_for(one_user())
     assert queries.user_ids.tolist() == [1]
-    assert queries.histories[0].tolist() == [1, 2, 3]
+    assert queries.history(0).tolist() == [1, 2, 3]
     assert queries.lengths.tolist() == [3]
 
 
 def test_validation_queries_know_train_only():
-    assert queries_for(one_user(), on="validation").histories[0].tolist() == [1, 2]
+    assert queries_for(one_user(), on="validation").history(0).tolist() == [1, 2]
 
 
 def test_no_target_leaks_into_its_own_query():
@@ -70,12 +73,11 @@ def test_no_target_leaks_into_its_own_query():
         target = getattr(split, on).set_index("user_id")["movie_id"]
         queries = queries_for(split, on)
         for row, user in enumerate(queries.user_ids):
-            assert target[user] not in queries.histories[row]
+            assert target[user] not in queries.history(row)
 
         def remembers(queries):
             scores = np.zeros((len(queries), split.num_movies + 1))
-            rows = np.repeat(np.arange(len(queries)), queries.lengths)
-            scores[rows, queries.histories.items] = 1.0
+            scores[queries.rows, queries.items] = 1.0
             return scores
 
         assert evaluate(remembers, split, on=on, exclude_seen=False, k=5).hit_rate == 0.0
@@ -85,13 +87,13 @@ def test_histories_are_in_time_order_whatever_the_order_of_the_rows():
     ratings = frame([(1, 5), (2, 6), (1, 3), (2, 1), (1, 4), (2, 2), (1, 1), (2, 7)])
     shuffled = ratings.iloc[[7, 2, 5, 0, 4, 1, 6, 3]]
     queries = queries_for(leave_one_out(shuffled))
-    assert [queries.histories[row].tolist() for row in (0, 1)] == [[5, 3, 4], [6, 1, 2]]
+    assert [queries.history(row).tolist() for row in (0, 1)] == [[5, 3, 4], [6, 1, 2]]
 
 
 def test_histories_without_times_follow_the_rows():
     split = random_split(frame([(1, 3), (1, 1), (1, 2), (1, 4)]).drop(columns="timestamp"), 0.25)
     queries = queries_for(split)
-    assert queries.histories[0].tolist() == split.train["movie_id"].tolist()
+    assert queries.history(0).tolist() == split.train["movie_id"].tolist()
 
 
 def test_queries_may_ask_about_chosen_users_in_any_order():
@@ -99,8 +101,8 @@ def test_queries_may_ask_about_chosen_users_in_any_order():
     queries = queries_for(leave_one_out(ratings), user_ids=[4, 3, 2])
     assert queries.user_ids.tolist() == [4, 3, 2]
     assert queries.user_ids.dtype == np.int32
-    assert [queries.histories[row].tolist() for row in range(3)] == [[5, 6], [], [4]]
-    assert queries_for(leave_one_out(ratings), user_ids=2).histories[0].tolist() == [4]
+    assert [queries.history(row).tolist() for row in range(3)] == [[5, 6], [], [4]]
+    assert queries_for(leave_one_out(ratings), user_ids=2).history(0).tolist() == [4]
 
 
 def test_last_pads_short_histories():
@@ -111,14 +113,20 @@ def test_last_pads_short_histories():
 
 
 def test_batches_cover_all_queries_once():
-    histories = Histories(np.arange(1, 7, dtype=np.int32), np.array([0, 1, 1, 4, 5, 6]))
-    queries = Queries(np.array([3, 4, 5, 8, 9], np.int32), histories)
+    everybody = Histories(np.arange(1, 7, dtype=np.int32), np.array([0, 0, 1, 1, 4, 5, 6]))
+    queries = Queries([3, 1, 2, 5, 3], everybody)
     batches = list(queries.batches(2))
-    assert [len(batch) for batch in batches] == [2, 2, 1]
-    assert np.concatenate([batch.user_ids for batch in batches]).tolist() == [3, 4, 5, 8, 9]
-    rows = [batch.histories[row].tolist() for batch in batches for row in range(len(batch))]
-    assert rows == [[1], [], [2, 3, 4], [5], [6]]
-    assert repr(queries) == "Queries(5 users, 6 movies known)"
+    assert [batch.user_ids.tolist() for batch in batches] == [[3, 1], [2, 5], [3]]
+    for some in (queries, *batches):
+        histories = [everybody[user].tolist() for user in some.user_ids]
+        assert [some.history(row).tolist() for row in range(len(some))] == histories
+        assert some.items.tolist() == [*itertools.chain(*histories)]
+        assert some.rows.tolist() == [b for b, row in enumerate(histories) for _ in row]
+        assert some.lengths.tolist() == [len(row) for row in histories]
+        assert some.offsets.tolist() == [0, *np.cumsum(some.lengths)]
+        assert some.last(2).tolist() == [[0, 0, *row][-2:] for row in histories]
+        assert some.histories is everybody
+    assert repr(queries) == "Queries(5 users, 8 movies known)"
 
 
 # the rank and the metrics ---------------------------------------------------------------------
@@ -141,31 +149,30 @@ def test_the_logarithm_of_ndcg_has_base_two():
     assert discounts(1).tolist() == [1.0]
 
 
-def test_a_target_at_rank_k_is_a_hit_and_at_rank_k_plus_one_is_not():
-    split = one_user()
-    second = scorer(0, 0, 0, 2, 3, 1)
-    assert evaluate(second, split, k=2).hit_rate == 1.0
-    assert evaluate(second, split, k=1).hit_rate == 0.0
-    assert evaluate(second, split, k=1).mrr == 0.0
-    assert evaluate(second, split, k=1).ndcg == 0.0
+@pytest.mark.parametrize(
+    ("scores", "settings", "lists", "mrr"),
+    [
+        ((0, 0, 0, 2, 3, 1), {"k": 2}, [5, 4], 1 / 2),  # the target at rank k is a hit,
+        ((0, 0, 0, 2, 3, 1), {"k": 1}, [5], 0.0),  # at rank k + 1 it is not
+        ((9, 9, 9, 1, 0, 0), {"k": 1}, [4], 1.0),  # seen movies do not compete
+        ((9, 8, 7, 6, 0, 0), {"k": 4, "exclude_seen": False}, [1, 2, 3, 4], 1 / 4),
+        ((9, 9, 5, 1, 0, 0), {"k": 1, "on": "validation"}, [3], 1.0),  # nor does movie 3 on test
+        ((9, 9, 5, 1, 0, 0), {"k": 1, "on": "test"}, [4], 1.0),
+        ((0, 0, 0, 5, 5, 1), {"k": 1}, [5], 0.0),  # a tie goes against the target
+        ((0, 0, 0, 5, 5, 1), {"k": 2}, [5, 4], 1 / 2),
+    ],
+)
+def test_who_competes_and_who_wins(scores, settings, lists, mrr):
+    result = evaluate(scorer(*scores), one_user(), **settings)
+    assert result.recommendations.tolist() == [lists]
+    assert (result.mrr, result.hit_rate) == (mrr, float(mrr > 0))
+    assert (result.ndcg > 0) == (mrr > 0)
 
 
-def test_seen_movies_do_not_compete():
-    result = evaluate(scorer(9, 9, 9, 1, 0, 0), one_user(), k=1)
-    assert result.hit_rate == 1.0
-    assert result.recommendations.tolist() == [[4]]
-
-
-def test_seen_movies_compete_when_asked():
-    result = evaluate(scorer(9, 8, 7, 6, 0, 0), one_user(), k=4, exclude_seen=False)
-    assert result.recommendations.tolist() == [[1, 2, 3, 4]]
-    assert result.mrr == 0.25
-
-
-def test_the_validation_movie_competes_on_validation_only():
-    recommender = scorer(9, 9, 5, 1, 0, 0)
-    assert evaluate(recommender, one_user(), k=1, on="validation").recommendations[0, 0] == 3
-    assert evaluate(recommender, one_user(), k=1, on="test").recommendations[0, 0] == 4
+def test_tied_movies_are_listed_by_id():
+    queries = queries_for(one_user())
+    assert recommend(scorer(0, 0, 0, 5, 5, 1), queries, k=1).tolist() == [[4]]
+    assert recommend(scorer(0, 0, 0, 5, 5, 5), queries, k=3).tolist() == [[4, 5, 6]]
 
 
 def test_padding_never_competes():
@@ -186,17 +193,6 @@ def test_a_constant_scorer_gets_no_hits(value):
     assert result.recommendations.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]
 
 
-def test_a_tie_at_the_boundary_goes_against_the_target():
-    assert evaluate(scorer(0, 0, 0, 5, 5, 1), one_user(), k=1).hit_rate == 0.0
-    assert evaluate(scorer(0, 0, 0, 5, 5, 1), one_user(), k=2).mrr == 0.5
-
-
-def test_tied_movies_are_listed_by_id():
-    queries = queries_for(one_user())
-    assert recommend(scorer(0, 0, 0, 5, 5, 1), queries, k=1).tolist() == [[4]]
-    assert recommend(scorer(0, 0, 0, 5, 5, 5), queries, k=3).tolist() == [[4, 5, 6]]
-
-
 def test_lists_are_filled_with_padding_when_nothing_is_left():
     assert recommend(scorer(1, 2, 3, 4, 5, 6), queries_for(one_user()), k=5).tolist() == [
         [6, 5, 4, 0, 0]
@@ -211,7 +207,10 @@ def test_a_target_seen_before_is_a_miss_and_is_counted():
     result = evaluate(scorer(9, 0, 0, 0, 0, 0), split, k=1)
     assert result.hit_rate == 0.0
     assert result.num_seen_targets == 1
-    assert "1 targets were seen before and count as misses" in str(result)
+    assert str(result).splitlines()[-1] == (
+        "1 users, test; 95 % bootstrap intervals over users; 1 targets were seen before and "
+        "count as misses (exclude_seen=False lets them compete)"
+    )
     again = evaluate(scorer(9, 0, 0, 0, 0, 0), split, k=1, exclude_seen=False)
     assert (again.hit_rate, again.num_seen_targets) == (1.0, 0)
     assert "seen before" not in str(again)
@@ -315,7 +314,7 @@ def test_the_evaluator_agrees_with_brute_force(case, exclude_seen, batch_size):
 def test_recommend_lists_the_best_allowed_movies_in_order(case):
     scores, histories, _, k = case
     items = np.array([m for row in histories for m in row], np.int32)
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in histories])])
+    offsets = np.cumsum([0, 0, *(len(row) for row in histories)])
     queries = Queries(np.arange(1, len(scores) + 1, dtype=np.int32), Histories(items, offsets))
     lists = recommend(lambda q: scores[q.user_ids - 1], queries, k, batch_size=2)
     assert lists.dtype == np.int32
@@ -323,6 +322,23 @@ def test_recommend_lists_the_best_allowed_movies_in_order(case):
         allowed = [m for m in range(1, len(row)) if m not in history]
         expected = sorted(allowed, key=lambda m: (-row[m], m))[:k]
         assert best.tolist() == expected + [0] * (k - len(expected))
+
+
+@pytest.mark.parametrize("levels", [2, 30, 10_000])
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_the_best_of_a_large_catalogue_are_found_with_and_without_ties(k, levels):
+    """A catalogue large enough to be looked through group by group."""
+    rng = np.random.default_rng([k, levels])
+    scores = rng.integers(levels, size=(40, 401)).astype(np.float32)
+    scores[0], scores[1], scores[2, 7:] = 1.0, -np.inf, -np.inf
+    split = Split(
+        frame([]), frame([]), frame([(u, m) for u in range(1, 40) for m in (9, u)]), 39, 400
+    )
+    result = evaluate(lambda q: scores[q.user_ids], split, k, num_resamples=1)
+    for user, best in zip(result.user_ids, result.recommendations, strict=True):
+        row, late = scores[user], {9, user}
+        expected = sorted(range(1, 401), key=lambda m: (-row[m], m in late, m))
+        assert best.tolist() == expected[:k]
 
 
 # agreement with other libraries ---------------------------------------------------------------
@@ -343,7 +359,7 @@ def test_the_numbers_agree_with_keras_rs():
     allowed = scores[queries.user_ids].copy()
     allowed[:, 0] = -1e9
     for row in range(len(queries)):
-        allowed[row, queries.histories[row]] = -1e9
+        allowed[row, queries.history(row)] = -1e9
     truth = np.zeros_like(allowed)
     truth[np.arange(len(queries)), split.test.sort_values("user_id")["movie_id"]] = 1.0
     for name, metric in (
@@ -355,22 +371,36 @@ def test_the_numbers_agree_with_keras_rs():
         assert float(metric.result()) == pytest.approx(getattr(result, name), abs=1e-6), name
 
 
-@pytest.mark.slow
 def test_the_numbers_agree_with_ranx():
-    ranx = pytest.importorskip("ranx")
+    """Another evaluator's figures of the lists of a case, both stored; see tests/data/README.md."""
     split, scores = random_case(seed=1)
     result = evaluate(lambda q: scores[q.user_ids], split, k=10)
-    wanted = {str(u): {str(m): 1} for u, m in split.test[["user_id", "movie_id"]].to_numpy()}
-    listed = {
-        str(user): {str(movie): float(10 - place) for place, movie in enumerate(row)}
-        for user, row in zip(result.user_ids, result.recommendations, strict=True)
-    }
-    theirs = ranx.evaluate(
-        ranx.Qrels(wanted), ranx.Run(listed), ["hit_rate@10", "ndcg@10", "mrr@10"]
+    stored = json.loads((Path(__file__).parent / "data" / "ranx.json").read_text())
+    assert [stored["lists"][str(user)] for user in result.user_ids] == (
+        result.recommendations.tolist()
     )
-    assert theirs["hit_rate@10"] == pytest.approx(result.hit_rate)
-    assert theirs["ndcg@10"] == pytest.approx(result.ndcg)
-    assert theirs["mrr@10"] == pytest.approx(result.mrr)
+    targets = dict(zip(split.test["user_id"].astype(str), split.test["movie_id"], strict=True))
+    assert targets == stored["targets"]
+    for name, value in stored["metrics"].items():
+        assert value == pytest.approx(getattr(result, name)), name
+
+
+def test_win_rate_is_the_share_of_unseen_movies_behind_the_target():
+    """Against one drawn movie a user, on average over many draws; exactly, a tie counting half."""
+    split = one_user(num_movies=8)
+    assert win_rate(scorer(9, 9, 9, 5, 6, 5, 4, 3), split) == (2 + 0.5) / 4
+    assert win_rate(scorer(9, 9, 5, 6, 4, 5, 4, 3), split, on="validation") == (3 + 0.5) / 5
+    assert win_rate(scorer(*[1.0] * 8), split) == 0.5
+    assert win_rate(scorer(9, 0, 0, 0, 0, 0), one_user(target=1)) == 0.0
+    split, scores = random_case()
+    rng, queries = np.random.default_rng(0), queries_for(split)
+    wins = []
+    for row, user in enumerate(queries.user_ids):
+        target = split.targets("test")[user]
+        others = np.setdiff1d(np.arange(1, 41), [*queries.history(row), *target])
+        wins.append(scores[user, target] > scores[user, rng.choice(others, 4000)])
+    rates = [win_rate(lambda q: scores[q.user_ids], split, batch_size=n) for n in (1, 7, 512)]
+    assert rates[0] == rates[1] == rates[2] == pytest.approx(np.mean(wins), abs=0.005)
 
 
 # what a recommender may return ----------------------------------------------------------------
@@ -581,17 +611,16 @@ def test_an_evaluation_displays_in_a_terminal_and_in_a_notebook():
     result = evaluate(good, split, name="mine & yours", k=10)
     lines = str(result).splitlines()
     assert lines[0].strip() == "mine & yours"
-    assert [line.split()[0] for line in lines[2:6]] == ["HR@10", "NDCG@10", "MRR@10", "coverage@10"]
-    assert "400 users, test; 95 % bootstrap intervals over users" in lines[6]
+    intervals = list(map(str, result.metrics.values()))
+    headings = ["HR@10", "NDCG@10", "MRR@10", "coverage@10"]
+    pairs = list(zip(headings, intervals, strict=True))
+    assert [tuple(line.split(maxsplit=1)) for line in lines[1:5]] == pairs
+    assert lines[5] == "400 users, test; 95 % bootstrap intervals over users"
     assert repr(result) == str(result)
     page = result._repr_html_()
-    assert "<thead><tr><th></th><th>mine &amp; yours</th></tr></thead>" in page
+    assert "<th>mine &amp; yours</th>" in page
     assert "<caption>400 users, test; 95 % bootstrap intervals over users</caption>" in page
-    for heading, interval in zip(result.to_frame().index, result.metrics.values(), strict=True):
-        assert f"<tr><th>{heading}</th><td>{interval}</td></tr>" in page
-    assert page.count("<tr>") == page.count("</tr>") == 5
-    assert "script" not in page
-    assert "http" not in page
+    assert re.findall(r"<th>(.+)</th>\s*<td>(.+)</td>", page) == pairs
     table = result.to_frame()
     assert table.columns.tolist() == ["value", "low", "high"]
     assert table.loc["NDCG@10", "value"] == result.ndcg
@@ -604,78 +633,40 @@ def test_a_comparison_marks_the_best_of_each_column():
     assert table.to_frame().loc["good", "HR@10"] == 0.5
     assert table.to_frame().columns.tolist() == ["HR@10", "NDCG@10", "MRR@10", "coverage@10"]
     assert table.intervals().loc["good", "HR@10"] == results["good"].metrics["hit_rate"]
-    good, bad = str(table).splitlines()[2:4]
+    assert table.to_frame().index.name == table.intervals().index.name == "model"
+    head, good, bad = str(table).splitlines()[:3]
+    assert head.split() == table.to_frame().columns.tolist()
     assert good.startswith("good")
     assert re.findall(r"\](\*?)", good) == ["*", "*", "*", "*"]
     assert re.findall(r"\](\*?)", bad) == ["", "", "", ""]
-    assert str(table).endswith("* best of its column")
+    assert str(table).endswith("bootstrap intervals over users; * best of its column")
     assert repr(table) == str(table)
     page = table._repr_html_()
-    assert "bad &lt;1&gt;" in page
-    assert page.count("<strong>") == 4
-    assert "<thead><tr><th></th><th>HR@10</th><th>NDCG@10</th>" in page
-    assert "bootstrap intervals over users; bold: best of its column</caption>" in page
-    assert f"<tr><th>bad &lt;1&gt;</th><td>{results['bad <1>'].metrics['hit_rate']}</td>" in page
-    assert f"<strong>{results['good'].metrics['ndcg']}</strong>" in page
-
-
-def test_the_tables_are_aligned_to_the_letter():
-    """Two movies compete, so the target at the second place has 1 / log2(3) of the gain."""
-    split = one_user()
-    first = evaluate(scorer(0, 0, 0, 3, 2, 1), split, k=2, name="first")
-    second = evaluate(scorer(0, 0, 0, 2, 3, 1), split, k=2, name="the second")
-    assert str(first) == (
-        "            first\n"
-        "----------  --------------------\n"
-        "HR@2        1.000 [1.000, 1.000]\n"
-        "NDCG@2      1.000 [1.000, 1.000]\n"
-        "MRR@2       1.000 [1.000, 1.000]\n"
-        "coverage@2  0.333 [0.333, 0.333]\n"
-        "1 users, test; 95 % bootstrap intervals over users"
-    )
-    long = dataclasses.replace(first, name="a name that is longer than its interval")
-    assert str(long).splitlines()[1] == f"{'-' * 10}  {'-' * 39}"
-    both = compare([first, second])
-    gap, one, third = " " * 2, "1.000 [1.000, 1.000]", "0.333 [0.333, 0.333]"
-    assert str(both).splitlines() == [
-        gap.join([" " * 10, *(f"{name:21}" for name in ("HR@2", "NDCG@2", "MRR@2"))])
-        + gap
-        + "coverage@2",
-        gap.join(["-" * 10, *["-" * 21] * 4]),
-        gap.join(["first     ", f"{one}*", f"{one}*", f"{one}*", f"{third}*"]),
-        gap.join(
-            ["the second", f"{one}*", "0.631 [0.631, 0.631] ", "0.500 [0.500, 0.500] ", f"{third}*"]
-        ),
-        "1 users, test; 95 % bootstrap intervals over users; * best of its column",
+    assert re.findall("<strong>(.+)</strong>", page) == [
+        str(interval) for interval in results["good"].metrics.values()
     ]
-    assert both._repr_html_().endswith(
-        "<tbody><tr><th>first</th>"
-        + "<td><strong>1.000 [1.000, 1.000]</strong></td>" * 3
-        + "<td><strong>0.333 [0.333, 0.333]</strong></td></tr>"
-        "<tr><th>the second</th><td><strong>1.000 [1.000, 1.000]</strong></td>"
-        "<td>0.631 [0.631, 0.631]</td><td>0.500 [0.500, 0.500]</td>"
-        "<td><strong>0.333 [0.333, 0.333]</strong></td></tr></tbody></table>"
-    )
-    for table in (both.to_frame(), both.intervals()):
-        assert table.index.name == "model"
+    assert "bootstrap intervals over users; bold: best of its column</caption>" in page
+    assert re.search(r"<th>bad &lt;1&gt;</th>\s*<td>0.000 \[0.000, 0.000\]</td>", page)
 
 
-def test_a_note_on_seen_targets_follows_the_other_facts():
-    result = evaluate(scorer(9, 0, 0, 0, 0, 0), one_user(target=1), k=1)
-    assert str(result).splitlines()[-1] == (
-        "1 users, test; 95 % bootstrap intervals over users; 1 targets were seen before and "
-        "count as misses (exclude_seen=False lets them compete)"
-    )
+def test_a_long_name_is_not_cut():
+    _, results = small_results()
+    name = "a name that is much longer than the fifty characters of a pandas cell, and more"
+    for table in (
+        compare({name: results["good"]}),
+        dataclasses.replace(results["good"], name=name),
+    ):
+        assert name in str(table)
+        assert name in table._repr_html_()
 
 
-def test_the_best_are_those_that_look_best():
+@pytest.mark.parametrize("ahead", [0.0, 1e-4])
+def test_the_best_are_all_that_look_best(ahead):
     """0.5001 and 0.5002 both read 0.500."""
     _, results = small_results()
     one = results["good"]
-    better = {**one.metrics, "ndcg": Interval(one.ndcg + 1e-4, 0.0, 1.0)}
-    shown = round(one.ndcg, 3) == round(one.ndcg + 1e-4, 3)
+    better = {**one.metrics, "ndcg": Interval(one.ndcg + ahead, 0.0, 1.0)}
     table = compare({"a": one, "b": dataclasses.replace(one, metrics=better)})
-    assert shown
     assert str(table).count("]*") == 8
 
 
@@ -689,12 +680,6 @@ def test_the_defaults_are_those_the_book_states():
     assert table.better("a", "b") == table.better("a", "b", "ndcg", num_resamples=1000, seed=0)
     nobody = Queries(np.zeros(0, np.int32), Histories(np.zeros(0, np.int32), np.array([0])))
     assert recommend(good, nobody).dtype == np.int32
-
-
-def test_equal_values_are_all_best():
-    _, results = small_results()
-    twice = compare({"a": results["good"], "b": results["good"]})
-    assert str(twice).count("]*") == 8
 
 
 def test_results_may_be_a_list_a_dict_or_one():

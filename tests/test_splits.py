@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 
+from rectutor import splits
+from rectutor.data import synthetic
 from rectutor.splits import Split, leave_one_out, random_split, temporal_split
 
 
@@ -115,7 +117,7 @@ def test_the_world_may_be_larger_than_the_ratings(make):
 
 
 def test_ids_may_be_as_large_as_32_bits_hold():
-    largest = 2**31 - 1
+    largest = 2**31 - 2
     split = random_split(frame((1, 1, 0), (1, largest, 1), (largest, 1, 2)))
     assert (split.num_users, split.num_movies) == (largest, largest)
 
@@ -217,8 +219,82 @@ def test_split_checks_each_part():
         parts = {"train": good, "validation": good, "test": good, part: bad}
         with pytest.raises(ValueError, match=rf"Split\.{part} has movie_id 9"):
             Split(**parts, num_users=1, num_movies=8)
-        with pytest.raises(TypeError, match=rf"Split\({part}=\.\.\.\) is a list"):
+        with pytest.raises(TypeError, match=rf"Split\({part}=\.\.\.\) got a list"):
             Split(**{**parts, part: []}, num_users=1, num_movies=9)
+
+
+def test_a_dataset_brings_its_sizes_and_titles():
+    data = synthetic(20, 12, 150, seed=0)
+    for split in (
+        leave_one_out(data),
+        random_split(data),
+        temporal_split(data, fraction=0.2),
+        random_split(leave_one_out(data), test_fraction=0.1, seed=43),
+    ):
+        assert (split.num_users, split.num_movies) == (20, 12)
+        assert split.titles is data.titles
+    assert leave_one_out(data, num_movies=15).num_movies == 15
+    assert leave_one_out(data.ratings).titles is None
+
+
+def test_a_split_is_dealt_out_anew_from_its_train_part():
+    first = random_split(ten_rows(), num_movies=20)
+    again, by_hand = random_split(first, 0.25, seed=3), random_split(first.train, 0.25, seed=3)
+    assert rows_of(again) == rows_of(by_hand)
+    assert again.num_movies == 20
+
+
+# histories and targets ----------------------------------------------------------------------
+
+
+def by_the_loop(parts, num_users):
+    """Each user's movies by time, then by part, then by row."""
+    known = pd.concat(parts).sort_values("timestamp", kind="stable")
+    return [known.loc[known["user_id"] == u, "movie_id"].tolist() for u in range(num_users + 1)]
+
+
+@given(triples, st.booleans())
+def test_histories_and_targets_are_those_of_the_definition(rows, by_hand):
+    split = leave_one_out(frame(*rows))
+    if by_hand:  # without what the sort of the split has found
+        split = Split(split.train, split.validation, split.test, 6, 9)
+    for found, parts in [
+        (split.histories("validation"), [split.train]),
+        (split.histories("test"), [split.train, split.validation]),
+        (split.targets("validation"), [split.validation]),
+        (split.targets("test"), [split.test]),
+    ]:
+        expected = by_the_loop(parts, split.num_users)
+        assert [found[user].tolist() for user in range(split.num_users + 1)] == expected
+
+
+def test_equal_times_keep_the_order_of_the_ratings_or_else_of_the_parts():
+    ratings = frame((1, 5, 7), (1, 6, 7), (1, 7, 7), (1, 8, 7))
+    assert leave_one_out(ratings).histories()[1].tolist() == [5, 6, 7]
+    by_hand = Split(ratings[2:3], ratings[:2], ratings[3:], 1, 8)
+    assert by_hand.histories()[1].tolist() == [7, 5, 6]
+    without = Split(
+        *(part.drop(columns="timestamp") for part in (ratings[1:3], ratings[:1])),
+        ratings[3:].drop(columns="timestamp"),
+        1,
+        8,
+    )
+    assert without.histories()[1].tolist() == [6, 7, 5]
+
+
+def test_a_split_sorts_once_and_gives_what_nobody_can_change(monkeypatch):
+    sorts = []
+    sort = splits.order_by_user_and_time
+    monkeypatch.setattr(splits, "order_by_user_and_time", lambda *a: sorts.append(1) or sort(*a))
+    split = leave_one_out(frame((1, 5, 1), (1, 6, 2), (1, 7, 3), (1, 8, 4)))
+    for _ in range(3):
+        found = [split.histories(name) for name in ("validation", "test")]
+        assert found[0] is split.histories("validation")
+        assert split.targets("test")[1].tolist() == [8]
+    assert len(sorts) == 1
+    for array in (found[1].items, found[1].offsets, split.targets("test").items):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 3
 
 
 @pytest.mark.slow
