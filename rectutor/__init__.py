@@ -14,9 +14,13 @@ PADDING_ID = 0
 
 _SUBMODULES = (
     "baselines",
+    "batches",
     "chapter",
     "data",
+    "display",
     "evaluation",
+    "own_table",
+    "ratings",
     "results",
     "sequences",
     "splits",

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-import importlib.metadata
 import logging
 import os
-import platform
-import re
 import warnings
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from rectutor import results
+from rectutor import checks, display, results
 from rectutor.environment import in_notebook, silent_stderr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from rectutor.data import Dataset
-    from rectutor.evaluation import Evaluation
+    from rectutor.evaluation import Evaluation, Recommender
+    from rectutor.splits import Split
 
 #: The order of the values in `Run.settings`.
 PROFILES = ("quick", "full", "smoke")
@@ -30,67 +27,7 @@ PROFILES = ("quick", "full", "smoke")
 SMOKE_SIZE = (300, 200, 12_000)
 
 
-def prepare_process() -> None:
-    """Set what makes NumPy and the memory fast, and must be set before they are used.
-
-    Call it before NumPy and Keras are imported; what is there already keeps what it has. Nothing
-    changes where the system, the processor or the C library is another one.
-
-    - glibc hands large blocks of freed memory back to the system, which clears every page of them
-      anew at the next training step; on a CPU that can take a third of a step. Here it keeps them.
-      Source: `man 3 mallopt`.
-    - On AMD's Zen 4 the AVX-512 instruction that NumPy sorts with is microcoded, and slower than
-      AVX2 by a factor of five. There NumPy is told to leave AVX-512 alone, unless
-      `NPY_DISABLE_CPU_FEATURES` is set already. Source:
-      https://github.com/numpy/x86-simd-sort/issues/6.
-    """
-    _keep_freed_memory()
-    if _is_zen_4(Path("/proc/cpuinfo")):
-        version = tuple(map(int, importlib.metadata.version("numpy").split(".")[:2]))
-        name = "X86_V4" if version >= (2, 4) else "AVX512F"  # the same, by its older name
-        os.environ.setdefault("NPY_DISABLE_CPU_FEATURES", name)
-
-
-def _keep_freed_memory() -> None:
-    if platform.libc_ver()[0] != "glibc":
-        return
-    trim_threshold, mmap_max, arena_max = -1, -4, -8
-    libc = ctypes.CDLL(None)
-    for option, value in ((trim_threshold, -1), (mmap_max, 0), (arena_max, 1)):
-        libc.mallopt(option, value)
-
-
-def _is_zen_4(cpuinfo: Path) -> bool:
-    """Whether Linux's description of the processor is one of family 25 with AVX-512."""
-    if not cpuinfo.is_file():
-        return False
-    processor = cpuinfo.read_text(encoding="utf-8").partition("\n\n")[0]
-    fields = dict(re.findall(r"^(.*?)\s*: (.*)$", processor, flags=re.MULTILINE))
-    return (
-        fields.get("vendor_id") == "AuthenticAMD"
-        and fields.get("cpu family") == "25"
-        and "avx512f" in fields.get("flags", "").split()
-    )
-
-
-def load_quietly(package: str) -> None:
-    """Import a package whose C++ parts chat past Python's streams, and drop what they say.
-
-    Do this before the plain `import` of KerasHub: it loads TensorFlow, whose start-up messages
-    would end up in the notebook.
-
-    Args:
-        package: the name to import.
-
-    Raises:
-        ImportError: there is no such package.
-    """
-    with silent_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such as tqdm's, about widgets nobody asked for
-        importlib.import_module(package)
-
-
-def start(name: str) -> Run:
+def start(name: str, quietly: Iterable[str] = ()) -> Run:
     """Begin a chapter: choose the profile, seed everything, set the plot style.
 
     Reads `RECTUTOR_PROFILE` (`quick`, `full` or `smoke`; by default `full` where the backend
@@ -98,9 +35,12 @@ def start(name: str) -> Run:
 
     Args:
         name: the chapter's name, that of its file in `notebooks/`.
+        quietly: packages to import without their chatter, such as `("keras_hub",)`: it loads
+            TensorFlow, whose start-up messages would end up in the notebook.
 
     Raises:
         ValueError: an environment variable holds something else.
+        ImportError: there is no such package.
     """
     seed = _seed()
     wanted = os.environ.get("RECTUTOR_PROFILE", "")
@@ -112,11 +52,14 @@ def start(name: str) -> Run:
     import keras
 
     backend = keras.backend.backend()
-    with silent_stderr():  # both may load TensorFlow
-        device, has_gpu = _device(backend)
+    with silent_stderr(), warnings.catch_warnings():
+        device, has_gpu = _device(backend)  # may load TensorFlow, and so may seeding
         keras.utils.set_random_seed(seed)
+        warnings.simplefilter("ignore")  # such as tqdm's, about widgets nobody asked for
+        for package in quietly:
+            importlib.import_module(package)
     profile = wanted or ("full" if has_gpu else "quick")
-    _plot_style()
+    display.plot_style()
     if not in_notebook():
         _log_to_terminal()
     print(f"chapter {name}: profile {profile}, backend {backend} on {device}, seed {seed}")
@@ -172,9 +115,8 @@ class Run:
                         f"settings({name}={values!r}): give one value for each of "
                         f"{', '.join(PROFILES)}, or a single value that is not a tuple"
                     )
-                chosen[name] = values[PROFILES.index(self.profile)]
-            else:
-                chosen[name] = values
+                values = values[PROFILES.index(self.profile)]
+            chosen[name] = values
         return SimpleNamespace(**chosen)
 
     def load_data(
@@ -186,8 +128,7 @@ class Run:
     ) -> Dataset:
         """Load the chapter's data set and say in one line which source it came from.
 
-        `RECTUTOR_DATA=table.csv` puts a table of your own in its place: a CSV file with columns
-        `user` and `item` and, where you have them, `rating`, `timestamp` and `title`.
+        `RECTUTOR_DATA=table.csv` puts a table of your own in its place, see `rectutor.own_table`.
 
         Args:
             name: a data set of `rectutor.data.load_movielens`, or `"synthetic"`.
@@ -198,11 +139,11 @@ class Run:
         Raises:
             ValueError: the data set lacks something the chapter needs; the message says what.
         """
-        from rectutor import data
+        from rectutor import data, own_table
 
         own = os.environ.get("RECTUTOR_DATA")
         if own:
-            loaded = _own_table(own)
+            loaded = own_table.read(own)
         elif name == "synthetic":
             loaded = data.synthetic(*SMOKE_SIZE, seed=self.seed)
         else:
@@ -216,80 +157,34 @@ class Run:
         return loaded
 
     def show(self, figure: Figure, name: str) -> None:
-        """Show a figure: in the notebook, or as an SVG file beside the results in a script.
-
-        Args:
-            figure: the finished figure; it is closed afterwards.
-            name: the file's name, without the chapter and the ending.
-        """
-        import matplotlib.pyplot as plt
-
-        if in_notebook():
-            from IPython.display import display
-
-            display(figure)  # type: ignore[no-untyped-call]
-        else:
-            path = results.folder() / "figures" / f"{self.name}-{name}.svg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, metadata={"Date": None})
-            print(f"figure: {_relative(path)}")
-        plt.close(figure)
+        """Show a figure, as `CHAPTER-name`; see `rectutor.display.show`."""
+        display.show(figure, f"{self.name}-{name}")
 
     def show_table(self, table: Any, caption: str | None = None) -> None:
-        """Show a table: as HTML in a notebook, as text in a terminal.
+        """Show a table; see `rectutor.display.show_table`."""
+        self._num_tables += 1
+        display.show_table(table, caption, self._num_tables)
 
-        Args:
-            table: a DataFrame, or anything that displays itself (`Evaluation`, `Comparison`).
-            caption: one line above the table.
+    def test(
+        self,
+        name: str,
+        recommender: Recommender,
+        split: Split,
+        recipe: str = "step",
+        seconds: float | None = None,
+    ) -> Evaluation:
+        """Ask the test part of a leave-one-out split how good a model is, and note the answer.
+
+        See `rectutor.evaluation.evaluate` and, for the recipe and the seconds,
+        `rectutor.results.entry`.
         """
-        import pandas as pd
+        from rectutor.evaluation import evaluate
 
-        if isinstance(table, pd.Series):
-            table = table.to_frame()
-        if in_notebook():
-            from IPython.display import display
-
-            if isinstance(table, pd.DataFrame):
-                styled = table.style.format(precision=4, na_rep="")
-                if isinstance(table.index, pd.RangeIndex):
-                    styled = styled.hide(axis="index")
-                self._num_tables += 1  # a name that does not change from run to run
-                styled = styled.set_uuid(f"table-{self._num_tables}")
-                table = styled.set_caption(caption) if caption else styled
-            elif caption:
-                print(caption)
-            display(table)  # type: ignore[no-untyped-call]
-            return
-        if caption:
-            print(caption)
-        if isinstance(table, pd.DataFrame):
-            shown = table.to_string(
-                index=not isinstance(table.index, pd.RangeIndex),
-                float_format=lambda number: f"{number:.4f}",
-                na_rep="",
-            )
-            print(shown)
-        else:
-            print(table)
-
-    def callbacks(self, name: str) -> list[Any]:
-        """Extra Keras callbacks of a long `fit`: a checkpoint an epoch when resuming is wanted.
-
-        With `RECTUTOR_RESUME=1` the model, its optimizer and the epoch are kept in
-        `results/checkpoints/` after every epoch (`keras.callbacks.BackupAndRestore`); a run that
-        was stopped goes on from there, and a finished one takes its checkpoint away.
-
-        Args:
-            name: tells the models of one chapter apart.
-        """
-        if os.environ.get("RECTUTOR_RESUME", "") not in ("1", "true", "yes"):
-            return []
-        import keras
-
-        place = results.folder() / "checkpoints" / f"{self.name}-{name}-{self.profile}-{self.seed}"
-        if place.exists():
-            print(f"going on from the checkpoint in {_relative(place)}")
-        return [keras.callbacks.BackupAndRestore(str(place))]
+        found = evaluate(recommender, split, name=name)
+        self.record(
+            model=name, recipe=recipe, protocol="leave-one-out", metrics=found, seconds=seconds
+        )
+        return found
 
     def record(
         self,
@@ -297,31 +192,15 @@ class Run:
         model: str,
         recipe: str,
         protocol: str,
-        metrics: Evaluation | dict[str, Any],
+        metrics: Evaluation | Mapping[str, Any],
         seconds: float | None = None,
     ) -> None:
-        """Note what a model reached, for the results file and the leaderboard.
-
-        Args:
-            model: its name as the reader should see it.
-            recipe: `"documented"`, `"made right"`, `"step"` (on the way) or `"baseline"`.
-            protocol: `"leave-one-out"` (protocol P) or `"rating"` (random split, RMSE).
-            metrics: an `Evaluation`, or a dict of numbers or `(value, low, high)` triples.
-            seconds: training time, where it was measured.
-
-        Raises:
-            ValueError: the record does not fit the schema of `rectutor.results`.
-        """
-        named = metrics if isinstance(metrics, dict) else metrics.metrics
-        entry = {
-            "model": model,
-            "recipe": recipe,
-            "protocol": protocol,
-            "metrics": {key: _interval(value) for key, value in named.items()},
-            "seconds": None if seconds is None else round(float(seconds), 3),
-        }
-        results._model(entry, f"record(model={model!r})")
-        self._models.append(entry)
+        """Note what a model reached, for the results file; see `rectutor.results.entry`."""
+        self._models.append(
+            results.entry(
+                model=model, recipe=recipe, protocol=protocol, metrics=metrics, seconds=seconds
+            )
+        )
 
     def fact(self, key: str, value: float | str) -> None:
         """Note one measured fact, such as the effect of a correction (`"c8_leaked_targets"`).
@@ -329,21 +208,18 @@ class Run:
         Raises:
             ValueError: the value is neither a finite number nor a string.
         """
-        if hasattr(value, "item"):
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError(f"fact({key!r}, {value!r}): give a number or a short string")
-        self._facts[key] = value
+        plain = value.item() if hasattr(value, "item") else value  # out of a NumPy number
+        self._facts[key] = results.fact(key, plain)
 
     def save(self) -> None:
-        """Write everything recorded to `results/NAME.json`, atomically, and print where.
+        """Write everything recorded to `NAME.json` in `results.folder()`, and print where.
 
         Raises:
             RuntimeError: no data set was loaded with `load_data`.
         """
-        if self._data is None:
-            raise RuntimeError("save() before load_data(): the results name the data set; load it")
         data = self._data
+        if data is None:
+            raise RuntimeError("save() before load_data(): the results name the data set; load it")
         path = results.write(
             {
                 "schema": results.SCHEMA,
@@ -365,28 +241,16 @@ class Run:
             },
             results.folder() / f"{self.name}.json",
         )
-        print(f"results: {_relative(path)}")
-
-
-def _interval(value: Any) -> dict[str, float | None]:
-    if hasattr(value, "value"):
-        low, high = value.low, value.high
-        value = value.value
-    elif isinstance(value, tuple):
-        value, low, high = value
-    else:
-        low = high = None
-    return {
-        "value": float(value),
-        "low": None if low is None else float(low),
-        "high": None if high is None else float(high),
-    }
+        print(f"results: {results.relative(path)}")
 
 
 def _seed() -> int:
-    text = os.environ.get("RECTUTOR_SEED", "42")
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise ValueError(f"RECTUTOR_SEED is {text!r}; set it to an integer from 0 to {2**32 - 1}")
+    # the highest one leaves room: chapters also use the seeds that follow
+    text = os.environ.get("RECTUTOR_SEED") or "42"
+    if not text.isdecimal() or int(text) > checks.MAX_ID:
+        raise ValueError(
+            f"RECTUTOR_SEED is {text!r}; set it to an integer from 0 to {checks.MAX_ID}"
+        )
     return int(text)
 
 
@@ -395,21 +259,16 @@ def _device(backend: str) -> tuple[str, bool]:
     if backend == "jax":
         import jax
 
-        device = jax.devices()[0]
-        found, has_gpu = device.device_kind, device.platform == "gpu"
+        gpus = [each.device_kind for each in jax.devices() if each.platform == "gpu"]
     elif backend == "tensorflow":
         import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
-        found, has_gpu = (gpus[0].name, True) if gpus else ("", False)
+        gpus = [each.name for each in tf.config.list_physical_devices("GPU")]
     else:
         import torch
 
-        has_gpu = torch.cuda.is_available()
-        found = torch.cuda.get_device_name() if has_gpu else ""
-    if has_gpu:
-        return found, True
-    return f"CPU ({os.cpu_count()} cores)", False
+        gpus = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return (gpus[0], True) if gpus else (f"CPU ({os.cpu_count()} cores)", False)
 
 
 def _log_to_terminal() -> None:
@@ -420,65 +279,3 @@ def _log_to_terminal() -> None:
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-
-
-def _own_table(file: str) -> Dataset:
-    import pandas as pd
-
-    from rectutor import data
-
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise ValueError(
-            f"RECTUTOR_DATA is {file!r}, which is no file; give the path of a CSV table"
-        )
-    frame = pd.read_csv(path)
-    missing = {"user", "item"} - set(frame.columns)
-    if missing:
-        raise ValueError(
-            f"RECTUTOR_DATA={file}: no column {sorted(missing)} among {list(frame.columns)}; "
-            "rename yours to user, item, rating, timestamp, title"
-        )
-    optional = {name: name for name in ("rating", "timestamp", "title") if name in frame.columns}
-    return data.from_dataframe(frame, user="user", item="item", **optional)
-
-
-def _relative(path: Path) -> Path:
-    try:
-        return path.resolve().relative_to(results.folder().resolve().parent)
-    except ValueError:
-        return Path(path.name)
-
-
-def _plot_style() -> None:
-    """Figures as crisp SVG, the same bytes for the same numbers, in colour-blind-safe colours."""
-    import matplotlib as mpl
-    from cycler import cycler
-
-    if in_notebook():
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-        svg = {"facecolor": "white", "metadata": {"Date": None}}
-        set_matplotlib_formats("svg", **svg)  # type: ignore[no-untyped-call]
-    else:
-        mpl.use("agg")
-    # Okabe and Ito's palette, in the order that keeps neighbours apart
-    palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-    mpl.rcParams.update(
-        {
-            "axes.grid": True,
-            "axes.prop_cycle": cycler(color=palette),
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "axes.titlelocation": "left",
-            "figure.constrained_layout.use": True,
-            "figure.facecolor": "white",
-            "figure.figsize": (7.0, 3.6),
-            "font.size": 10.5,
-            "grid.alpha": 0.25,
-            "legend.frameon": False,
-            "savefig.facecolor": "white",
-            "svg.fonttype": "path",
-            "svg.hashsalt": "rectutor",
-        }
-    )

@@ -7,11 +7,14 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rectutor.environment import write_text
+
+if TYPE_CHECKING:
+    from rectutor.evaluation import Evaluation
 
 #: Version of the layout below; a file of another version is refused.
 SCHEMA = 1
@@ -41,20 +44,39 @@ _DATA: dict[str, type | tuple[type, ...]] = {
 _VERSIONED = ("rectutor", "keras", "keras-rs", "keras-hub", "jax", "tensorflow", "torch", "numpy")
 
 
-def folder() -> Path:
-    """Where results are kept: `RECTUTOR_RESULTS`, or `results/` beside the notebooks.
+def checkout() -> Path | None:
+    """The book's repository, known by its `_toc.yml`: around the working directory or the package.
 
-    A chapter that runs outside the repository (in Colab, say) keeps them in `results/` of the
-    working directory.
+    Returns:
+        Its folder; None where there is none, as in Colab.
+    """
+    here = Path.cwd()
+    for candidate in (here, here.parent, Path(__file__).resolve().parent.parent):
+        if (candidate / "_toc.yml").is_file():
+            return candidate
+    return None
+
+
+def folder() -> Path:
+    """Where a run keeps its results and figures.
+
+    That is `RECTUTOR_RESULTS`; without it `_build/results` of the repository, so that running a
+    chapter leaves what is tracked alone, and outside a repository `results` of the working
+    directory.
     """
     override = os.environ.get("RECTUTOR_RESULTS")
     if override:
         return Path(override)
-    here = Path.cwd()
-    for candidate in (here, here.parent, Path(__file__).resolve().parent.parent):
-        if (candidate / "_toc.yml").is_file():
-            return candidate / "results"
-    return here / "results"
+    root = checkout()
+    return root / "_build" / "results" if root else Path.cwd() / "results"
+
+
+def relative(path: Path) -> Path:
+    """`path` as messages show it: from the repository, or else from beside `folder()`."""
+    for base in (checkout(), folder().parent):
+        if base and path.resolve().is_relative_to(base.resolve()):
+            return path.resolve().relative_to(base.resolve())
+    return Path(path.name)
 
 
 def versions() -> dict[str, str]:
@@ -90,15 +112,71 @@ def check(record: Any, place: str = "record") -> dict[str, Any]:
         )
     _fields(record["data"], _DATA, f"{place}: data")
     for index, model in enumerate(record["models"]):
-        _model(model, f"{place}: models[{index}]")
+        _check_model(model, f"{place}: models[{index}]")
     for key, value in record["facts"].items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{place}: fact {key!r} is {value}; store a finite number")
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError(
-                f"{place}: fact {key!r} is {value!r}; store an int, a float or a short string"
-            )
+        fact(key, value, place)
     return dict(record)
+
+
+def fact(key: str, value: Any, place: str = "fact") -> int | float | str:
+    """`value`, which can be stored as a fact: a finite number or a short string.
+
+    Raises:
+        ValueError: it is something else; the message names the place, the key and the value.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place}: fact {key!r} is {value}; store a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(
+            f"{place}: fact {key!r} is {value!r}; store an int, a float or a short string"
+        )
+    return value
+
+
+def entry(
+    *,
+    model: str,
+    recipe: str,
+    protocol: str,
+    metrics: Evaluation | Mapping[str, Any],
+    seconds: float | None = None,
+) -> dict[str, Any]:
+    """What a model reached, as one of a record's `models`.
+
+    Args:
+        model: its name as the reader should see it.
+        recipe: `"documented"`, `"made right"`, `"step"` (on the way) or `"baseline"`.
+        protocol: `"leave-one-out"` (protocol P) or `"rating"` (random split, RMSE).
+        metrics: an `Evaluation`, or names to a number, an `Interval` or a `(value, low, high)`.
+        seconds: training time, where it was measured.
+
+    Raises:
+        ValueError: it does not fit the schema.
+
+    Example:
+        >>> made = entry(model="mean", recipe="baseline", protocol="rating", metrics={"rmse": 0.28})
+        >>> made["metrics"]
+        {'rmse': {'value': 0.28, 'low': None, 'high': None}}
+    """
+    named = metrics if isinstance(metrics, Mapping) else metrics.metrics
+    made = {
+        "model": model,
+        "recipe": recipe,
+        "protocol": protocol,
+        "metrics": {name: _interval(value) for name, value in named.items()},
+        "seconds": None if seconds is None else round(float(seconds), 3),
+    }
+    _check_model(made, f"record(model={model!r})")
+    return made
+
+
+def _interval(value: Any) -> dict[str, float | None]:
+    if hasattr(value, "low"):
+        value = value.value, value.low, value.high
+    elif not isinstance(value, tuple):
+        value = value, None, None
+    ends = zip(("value", "low", "high"), value, strict=True)
+    return {end: None if number is None else float(number) for end, number in ends}
 
 
 def _fields(value: Any, fields: Mapping[str, type | tuple[type, ...]], place: str) -> None:
@@ -111,7 +189,7 @@ def _fields(value: Any, fields: Mapping[str, type | tuple[type, ...]], place: st
             raise ValueError(f"{place}: field {name!r} is {value[name]!r}, of the wrong type")
 
 
-def _model(model: Any, place: str) -> None:
+def _check_model(model: Any, place: str) -> None:
     _fields(
         model,
         {
@@ -180,13 +258,17 @@ def read(path: Path) -> dict[str, Any]:
     return check(record, path.name)
 
 
-def read_all(chapters: Iterable[str], directory: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Read the results of several chapters; those that have not run yet are left out.
+def read_all(directory: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Read the results of all chapters that have any, sorted by the chapters' names.
 
     Args:
-        chapters: chapter names, in the order wanted.
-        directory: where to look; `folder()` when omitted.
+        directory: where to look. When omitted: `results/` of the repository, and over it what
+            has run since, in `folder()`.
+
+    Raises:
+        ValueError: a file is not JSON or does not fit the schema.
     """
-    directory = folder() if directory is None else directory
-    paths = {name: directory / f"{name}.json" for name in chapters}
-    return {name: read(path) for name, path in paths.items() if path.is_file()}
+    root = checkout()
+    places = [directory] if directory else [*([root / "results"] if root else []), folder()]
+    paths = {path.stem: path for place in places for path in place.glob("*.json")}
+    return {name: read(paths[name]) for name in sorted(paths)}

@@ -1,16 +1,16 @@
 """What every chapter shares: profile, seed, settings, figures, tables, records."""
 
 import os
-import platform
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from rectutor import chapter, results
+from rectutor.baselines import Popularity
+from rectutor.evaluation import evaluate
+from rectutor.splits import leave_one_out
 
 
 @pytest.fixture
@@ -19,12 +19,10 @@ def run(tmp_path, monkeypatch):
     return chapter.Run("toy", "quick", 42, "jax", "CPU")
 
 
-def test_settings_choose_the_profile(run):
-    assert run.settings(epochs=(5, 50, 1), width=32) == SimpleNamespace(epochs=5, width=32)
-    run.profile = "full"
-    assert run.settings(epochs=(5, 50, 1)).epochs == 50
-    run.profile = "smoke"
-    assert run.settings(epochs=(5, 50, 1)).epochs == 1
+@pytest.mark.parametrize(("profile", "epochs"), [("quick", 5), ("full", 50), ("smoke", 1)])
+def test_settings_choose_the_profile(run, profile, epochs):
+    run.profile = profile
+    assert vars(run.settings(epochs=(5, 50, 1), width=32)) == {"epochs": epochs, "width": 32}
 
 
 def test_a_setting_without_a_value_for_each_profile_is_refused(run):
@@ -32,17 +30,41 @@ def test_a_setting_without_a_value_for_each_profile_is_refused(run):
         run.settings(epochs=(5, 50))
 
 
-@pytest.mark.parametrize("seed", ["x", "-1", "1.5", "", "4294967296"])
-def test_a_bad_seed_is_refused(seed, monkeypatch):
+@pytest.mark.bad_input
+@pytest.mark.parametrize("seed", ["x", "-1", "1.5", " ", "2147483647", "4294967296"])
+def test_a_bad_seed_is_refused_at_once(seed, monkeypatch):
     monkeypatch.setenv("RECTUTOR_SEED", seed)
-    with pytest.raises(ValueError, match="RECTUTOR_SEED is"):
+    with pytest.raises(ValueError, match=r"RECTUTOR_SEED is .* from 0 to 2147483646"):
         chapter.start("toy")
+
+
+@pytest.mark.parametrize("seed", [0, 2147483646])
+def test_the_lowest_and_the_highest_seed_do_all_that_chapters_do_with_them(seed, monkeypatch):
+    import keras
+
+    monkeypatch.setenv("RECTUTOR_SEED", str(seed))
+    run = chapter.start("toy")
+    keras.utils.set_random_seed(run.seed + 10)  # chapters use the seeds that follow, too
+    keras.layers.Dense(2, kernel_initializer=keras.initializers.GlorotUniform(run.seed + 10))(
+        np.ones((1, 2))
+    )
+    keras.layers.Dropout(0.5, seed=run.seed + 10)(np.ones((1, 2)), training=True)
+    assert run.load_data("synthetic").num_users == 300
 
 
 def test_a_bad_profile_is_refused(monkeypatch):
     monkeypatch.setenv("RECTUTOR_PROFILE", "quickly")
     with pytest.raises(ValueError, match="'quickly'; set it to one of quick, full, smoke"):
         chapter.start("toy")
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch):
+    for name in ("SEED", "PROFILE", "DATA", "RESULTS", "STRICT"):
+        monkeypatch.setenv(f"RECTUTOR_{name}", "")
+    run = chapter.start("toy")
+    assert (run.seed, run.profile) == (42, "quick")
+    assert run.load_data("synthetic").source == "synthetic"
+    assert results.folder().is_absolute()
 
 
 def test_start_says_what_was_chosen_and_seeds_everything(monkeypatch, capsys):
@@ -54,6 +76,17 @@ def test_start_says_what_was_chosen_and_seeds_everything(monkeypatch, capsys):
     assert (np.random.default_rng(run.seed).random(), np.random.random()) == first
     assert "profile smoke" in capsys.readouterr().out
     assert (run.profile, run.seed) == ("smoke", 7)
+
+
+def test_packages_are_imported_quietly(tmp_path, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(tmp_path)
+    chatter = "import os, warnings; os.write(2, b'chatter'); warnings.warn('more of it')\n"
+    (tmp_path / "talkative.py").write_text(chatter, encoding="utf-8")
+    chapter.start("toy", quietly=("talkative",))
+    assert "talkative" in sys.modules
+    assert "chatter" not in capfd.readouterr().err
+    with pytest.raises(ImportError, match="no_such_package"):
+        chapter.start("toy", quietly=("no_such_package",))
 
 
 def test_without_a_gpu_the_profile_is_quick(monkeypatch):
@@ -69,54 +102,6 @@ def test_the_device_of_every_backend_is_named(backend):
     assert chapter._device(backend) == (f"CPU ({os.cpu_count()} cores)", False)
 
 
-def test_a_figure_of_a_script_goes_to_a_file(run, capsys):
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots()
-    axes.plot([1, 2])
-    run.show(figure, "line")
-    file = results.folder() / "figures" / "toy-line.svg"
-    assert file.read_text(encoding="utf-8").lstrip().startswith("<?xml")
-    assert "results/figures/toy-line.svg" in capsys.readouterr().out
-    assert not plt.get_fignums()
-
-
-def test_a_table_of_a_script_is_text(run, capsys):
-    run.show_table(pd.DataFrame({"model": ["a"], "ndcg": [0.12345]}), caption="Two columns")
-    run.show_table(pd.Series([0.5], index=["x"], name="value"))
-    run.show_table("already text", caption="Above")
-    assert capsys.readouterr().out.splitlines() == [
-        "Two columns",
-        "model   ndcg",
-        "    a 0.1235",
-        "   value",
-        "x 0.5000",
-        "Above",
-        "already text",
-    ]
-
-
-def test_in_a_notebook_figures_and_tables_are_displayed(run, monkeypatch):
-    import IPython.display
-    import matplotlib.pyplot as plt
-
-    shown = []
-    monkeypatch.setattr(IPython.display, "display", shown.append)
-    monkeypatch.setattr(chapter, "in_notebook", lambda: True)
-    figure = plt.figure()
-    run.show(figure, "empty")
-    run.show_table(pd.DataFrame({"a": [1.0]}), caption="One")
-    run.show_table(pd.DataFrame({"a": [1.0]}, index=["x"]))
-    run.show_table("text", caption="Above")
-    assert shown[0] is figure
-    assert "<caption>One</caption>" in shown[1].to_html()
-    assert "table-2" in shown[2].to_html()
-    assert shown[3] == "text"
-
-
 def test_loading_synthetic_data_says_where_it_came_from(run, capsys):
     data = run.load_data("synthetic", needs=("ratings", "timestamps"))
     assert data.num_users == 300
@@ -129,19 +114,6 @@ def test_a_table_of_your_own_takes_the_place_of_the_data_set(run, tmp_path, monk
     monkeypatch.setenv("RECTUTOR_DATA", str(table))
     data = run.load_data("100k", needs=("ratings",))
     assert (data.num_users, data.num_movies, data.has_timestamps) == (2, 2, False)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "which is no file"), ("user,movie\n1,2\n", r"no column \['item'\]")],
-)
-def test_a_table_that_cannot_be_used_says_why(run, tmp_path, monkeypatch, content, message):
-    table = tmp_path / "mine.csv"
-    if content:
-        table.write_text(content, encoding="utf-8")
-    monkeypatch.setenv("RECTUTOR_DATA", str(table))
-    with pytest.raises(ValueError, match=message):
-        run.load_data("100k")
 
 
 def test_a_chapter_without_what_it_needs_says_so_at_once(run, tmp_path, monkeypatch):
@@ -171,10 +143,35 @@ def test_what_is_recorded_is_saved(run):
     assert saved["data"]["num_movies"] == 200
 
 
+def test_a_figure_and_tables_are_of_the_chapter(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(chapter.display, "show", lambda *given: asked.append(given))
+    monkeypatch.setattr(chapter.display, "show_table", lambda *given: asked.append(given))
+    run.show("figure", "line")
+    run.show_table("table", "caption")
+    run.show_table("table")
+    assert asked == [("figure", "toy-line"), ("table", "caption", 1), ("table", None, 2)]
+
+
+def test_a_model_put_to_the_test_is_evaluated_and_recorded(run):
+    data = run.load_data("synthetic")
+    split = leave_one_out(data.ratings, num_users=data.num_users, num_movies=data.num_movies)
+    popularity = Popularity().fit(split)
+    found = run.test("popular", popularity, split, recipe="baseline", seconds=1.23456)
+    assert found.on == "test"
+    assert found.metrics == evaluate(popularity, split).metrics
+    run.save()
+    (saved,) = results.read(results.folder() / "toy.json")["models"]
+    assert (saved["model"], saved["recipe"], saved["protocol"], saved["seconds"]) == (
+        ("popular", "baseline", "leave-one-out", 1.235)
+    )
+    assert saved["metrics"]["ndcg"]["value"] == found.ndcg
+
+
 def test_records_that_do_not_fit_are_refused(run):
     with pytest.raises(ValueError, match="recipe is 'best'"):
         run.record(model="x", recipe="best", protocol="rating", metrics={"rmse": 1.0})
-    with pytest.raises(ValueError, match="give a number or a short string"):
+    with pytest.raises(ValueError, match="store an int, a float or a short string"):
         run.fact("c1", [1, 2])
 
 
@@ -183,23 +180,13 @@ def test_saving_without_data_is_refused(run):
         run.save()
 
 
-def test_checkpoints_only_when_resuming_is_asked_for(run, monkeypatch, capsys):
-    assert run.callbacks("model") == []
-    monkeypatch.setenv("RECTUTOR_RESUME", "1")
-    (callback,) = run.callbacks("model")
-    assert type(callback).__name__ == "BackupAndRestore"
-    (results.folder() / "checkpoints" / "toy-model-quick-42").mkdir(parents=True)
-    run.callbacks("model")
-    assert "going on from the checkpoint" in capsys.readouterr().out
-
-
 def test_importing_the_package_is_light():
     """`import rectutor` takes under a second and brings no framework along."""
     script = (
         "import time; start = time.perf_counter()\n"
         "import rectutor; seconds = time.perf_counter() - start\n"
         "import rectutor.data, rectutor.splits, rectutor.evaluation, rectutor.baselines\n"
-        "import rectutor.sequences, rectutor.results, rectutor.chapter, sys\n"
+        "import rectutor.sequences, rectutor.results, rectutor.chapter, rectutor.ratings, sys\n"
         "heavy = {'keras', 'jax', 'tensorflow', 'torch'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert seconds < 1, seconds\n"
@@ -216,85 +203,3 @@ def test_an_unknown_attribute_of_the_package_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'missing'"):
         _ = rectutor.missing
     assert "evaluation" in dir(rectutor)
-
-
-FREED_AND_TAKEN_AGAIN = """
-import resource, threading
-from rectutor import chapter
-{call}
-def fill():
-    for _ in range(20):
-        b"x" * 64_000_000  # more than glibc keeps by itself
-fill()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-threads = [threading.Thread(target=fill) for _ in range(2)]
-for thread in threads:
-    thread.start()
-    thread.join()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives back")
-def test_freed_memory_is_kept_for_the_next_step_in_every_thread():
-    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
-
-    def faults(call):
-        command = [sys.executable, "-c", FREED_AND_TAKEN_AGAIN.format(call=call)]
-        return int(subprocess.check_output(command, env=environment, text=True))
-
-    pages = 64_000_000 / 4_096
-    assert faults("") > 20 * pages
-    assert faults("chapter.prepare_process()") < 3 * pages
-
-
-ZEN_4 = """processor\t: 0
-vendor_id\t: AuthenticAMD
-cpu family\t: 25
-flags\t\t: fpu avx2 avx512f avx512bw
-
-processor\t: 1
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (ZEN_4, True),
-        (ZEN_4.replace("AuthenticAMD", "GenuineIntel"), False),
-        (ZEN_4.replace(": 25", ": 26"), False),  # Zen 5, where it is fast
-        (ZEN_4.replace("avx512f", "avx"), False),  # Zen 3 has none
-        ("", False),
-    ],
-)
-def test_zen_4_is_told_from_other_processors(text, expected, tmp_path):
-    file = tmp_path / "cpuinfo"
-    file.write_text(text)
-    assert chapter._is_zen_4(file) is expected
-    assert chapter._is_zen_4(tmp_path / "missing") is False
-
-
-@pytest.mark.parametrize(
-    ("zen_4", "version", "already", "expected"),
-    [
-        (True, "2.4.6", None, "X86_V4"),
-        (True, "2.3.5", None, "AVX512F"),
-        (True, "2.4.6", "AVX512_ICL", "AVX512_ICL"),
-        (False, "2.4.6", None, None),
-    ],
-)
-def test_numpy_leaves_avx_512_alone_where_it_is_slow(
-    monkeypatch, zen_4, version, already, expected
-):
-    environment = {"NPY_DISABLE_CPU_FEATURES": already} if already else {}
-    monkeypatch.setattr(chapter.os, "environ", environment)
-    monkeypatch.setattr(chapter, "_is_zen_4", lambda _: zen_4)
-    monkeypatch.setattr(chapter, "_keep_freed_memory", lambda: None)
-    monkeypatch.setattr(chapter.importlib.metadata, "version", lambda _: version)
-    chapter.prepare_process()
-    assert environment.get("NPY_DISABLE_CPU_FEATURES") == expected
-
-
-def test_the_process_is_prepared_before_numpy_is_there():
-    program = "import sys; from rectutor import chapter; assert 'numpy' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True)

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from rectutor import results
+from rectutor.evaluation import Interval
 
 RECORD = {
     "schema": 1,
@@ -55,12 +57,28 @@ def changed(path, value):
 
 def test_what_is_written_is_read_back(tmp_path):
     path = results.write(RECORD, tmp_path / "new" / "toy.json")
-    assert results.read(path) == RECORD
+    assert results.read(path) == RECORD == json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_reading_leaves_out_chapters_that_have_not_run(tmp_path):
-    results.write(RECORD, tmp_path / "toy.json")
-    assert list(results.read_all(["ranking", "toy"], tmp_path)) == ["toy"]
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository of the book, seen from its notebooks."""
+    monkeypatch.delenv("RECTUTOR_RESULTS", raising=False)
+    (tmp_path / "_toc.yml").touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    return tmp_path
+
+
+def test_what_has_run_lies_over_what_is_committed_in_a_stable_order(checkout, tmp_path):
+    for name in ("ranking", "gru4rec"):
+        results.write(RECORD, checkout / "results" / f"{name}.json")
+    for name in ("sasrec", "gru4rec"):
+        results.write(changed(["seed"], 7), results.folder() / f"{name}.json")
+    found = {name: record["seed"] for name, record in results.read_all().items()}
+    assert list(found.items()) == [("gru4rec", 7), ("ranking", 42), ("sasrec", 7)]
+    assert list(results.read_all(checkout / "results")) == ["gru4rec", "ranking"]
+    assert results.read_all(tmp_path / "nowhere") == {}
 
 
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
@@ -139,23 +157,49 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
         results.read(path)
 
 
-def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("RECTUTOR_RESULTS", str(tmp_path))
-    assert results.folder() == tmp_path
+def test_the_folder_follows_the_environment(tmp_path, checkout, monkeypatch):
+    monkeypatch.setenv("RECTUTOR_RESULTS", str(tmp_path / "here"))
+    assert results.folder() == tmp_path / "here"
 
 
-def test_the_folder_is_beside_the_notebooks(tmp_path, monkeypatch):
+def test_in_a_checkout_the_folder_is_untracked(checkout, monkeypatch):
+    for place in (checkout / "notebooks", checkout):
+        monkeypatch.chdir(place)
+        assert results.folder() == checkout / "_build" / "results"
+
+
+def test_outside_a_checkout_the_folder_is_beside_the_reader(tmp_path, monkeypatch):
     monkeypatch.delenv("RECTUTOR_RESULTS", raising=False)
-    (tmp_path / "_toc.yml").touch()
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    assert results.folder() == tmp_path / "results"
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "site" / "rectutor" / "results.py"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert results.checkout() is None
+    assert results.folder() == tmp_path / "elsewhere" / "results"
+    assert results.relative(results.folder() / "toy.json").as_posix() == "results/toy.json"
+
+
+def test_messages_name_no_place_of_the_machine(checkout, monkeypatch):
+    assert results.relative(results.folder() / "a.json").as_posix() == "_build/results/a.json"
+    monkeypatch.setenv("RECTUTOR_RESULTS", str(checkout.parent / "mine"))
+    assert results.relative(results.folder() / "a.json").as_posix() == "mine/a.json"
+    assert results.relative(checkout.parent.parent.parent / "b.json").as_posix() == "b.json"
+
+
+def test_an_entry_takes_numbers_triples_and_intervals():
+    made = results.entry(
+        model="x",
+        recipe="step",
+        protocol="rating",
+        metrics={"a": np.float32(0.5), "b": (1, 0, 2), "c": Interval(0.2, 0.1, 0.3)},
+        seconds=0.12345,
+    )
+    assert made["metrics"] == {
+        "a": {"value": 0.5, "low": None, "high": None},
+        "b": {"value": 1.0, "low": 0.0, "high": 2.0},
+        "c": {"value": 0.2, "low": 0.1, "high": 0.3},
+    }
+    assert made["seconds"] == 0.123
 
 
 def test_versions_name_python_and_keras():
     assert {"python", "keras", "numpy"} <= results.versions().keys()
-
-
-def test_written_files_are_plain_json(tmp_path):
-    path = results.write(RECORD, tmp_path / "toy.json")
-    assert json.loads(path.read_text(encoding="utf-8"))["models"][0]["model"] == "Popularity"

@@ -1,0 +1,99 @@
+"""Figures and tables as a notebook shows them or a script prints them, and how figures look."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rectutor import results
+from rectutor.environment import in_notebook
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def show(figure: Figure, name: str) -> None:
+    """Show a figure: in the notebook, or as an SVG file beside the results in a script.
+
+    Args:
+        figure: the finished figure; it is closed afterwards.
+        name: the file's name, without the ending.
+    """
+    import matplotlib.pyplot as plt
+
+    if in_notebook():
+        from IPython.display import display
+
+        display(figure)  # type: ignore[no-untyped-call]
+    else:
+        path = results.folder() / "figures" / f"{name}.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})
+        print(f"figure: {results.relative(path)}")
+    plt.close(figure)
+
+
+def show_table(table: Any, caption: str | None = None, number: int = 0) -> None:
+    """Show a table: as HTML in a notebook, as text in a terminal.
+
+    Args:
+        table: a DataFrame or a Series, or anything that displays itself (`Evaluation`,
+            `Comparison`).
+        caption: one line above the table.
+        number: tells the tables of one page apart, and is the same from run to run.
+    """
+    import pandas as pd
+
+    if isinstance(table, pd.Series):
+        table = table.to_frame()
+    is_frame = isinstance(table, pd.DataFrame)
+    has_index = is_frame and not isinstance(table.index, pd.RangeIndex)
+    if is_frame and in_notebook():
+        table = table.style.format(precision=4, na_rep="").set_uuid(f"table-{number}")
+        if not has_index:
+            table = table.hide(axis="index")
+        if caption:
+            table = table.set_caption(caption)
+    elif caption:
+        print(caption)
+    if in_notebook():
+        from IPython.display import display
+
+        display(table)  # type: ignore[no-untyped-call]
+    elif is_frame:
+        print(table.to_string(index=has_index, float_format="{:.4f}".format, na_rep=""))
+    else:
+        print(table)
+
+
+def plot_style() -> None:
+    """Figures as crisp SVG, the same bytes for the same numbers, in colour-blind-safe colours."""
+    import matplotlib as mpl
+    from cycler import cycler
+
+    if in_notebook():
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        svg = {"facecolor": "white", "metadata": {"Date": None}}
+        set_matplotlib_formats("svg", **svg)  # type: ignore[no-untyped-call]
+    else:
+        mpl.use("agg")
+    # Okabe and Ito's palette, in the order that keeps neighbours apart
+    palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+    mpl.rcParams.update(
+        {
+            "axes.grid": True,
+            "axes.prop_cycle": cycler(color=palette),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlelocation": "left",
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "figure.figsize": (7.0, 3.6),
+            "font.size": 10.5,
+            "grid.alpha": 0.25,
+            "legend.frameon": False,
+            "savefig.facecolor": "white",
+            "svg.fonttype": "path",
+            "svg.hashsalt": "rectutor",
+        }
+    )

@@ -1,0 +1,83 @@
+"""Figures and tables: displayed in a notebook, a file and text in a script."""
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+
+from rectutor import display
+
+FRAME = pd.DataFrame({"model": ["a"], "ndcg": [0.12345]})
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECTUTOR_RESULTS", str(tmp_path / "results"))
+    display.plot_style()
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook would display."""
+    everything = []
+    monkeypatch.setattr("IPython.display.display", everything.append)
+    monkeypatch.setattr(display, "in_notebook", lambda: True)
+    return everything
+
+
+def line():
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    return figure
+
+
+def test_a_figure_of_a_script_goes_to_a_file_the_same_every_time(folder, capsys):
+    files = [folder / "figures" / f"toy-{name}.svg" for name in ("one", "two")]
+    for file in files:
+        display.show(line(), file.stem)
+    assert files[0].read_text(encoding="utf-8").lstrip().startswith("<?xml")
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert capsys.readouterr().out.splitlines()[0] == "figure: results/figures/toy-one.svg"
+    assert not mpl.pyplot.get_fignums()
+
+
+def test_tables_of_a_script_are_text(capsys):
+    display.show_table(FRAME, caption="Two columns")
+    display.show_table(pd.Series([0.5], index=["x"], name="value"))
+    display.show_table("already text", caption="Above")
+    assert capsys.readouterr().out.splitlines() == [
+        "Two columns",
+        "model   ndcg",
+        "    a 0.1235",
+        "   value",
+        "x 0.5000",
+        "Above",
+        "already text",
+    ]
+
+
+def test_in_a_notebook_figures_and_tables_are_displayed(shown, folder, capsys):
+    figure = line()
+    display.show(figure, "line")
+    display.show_table(FRAME, caption="One", number=1)
+    display.show_table(FRAME.set_index("model"), number=2)
+    display.show_table("text", caption="Above")
+    assert shown[0] is figure
+    assert "<caption>One</caption>" in shown[1].to_html()
+    assert "table-2" in shown[2].to_html()
+    assert ">a</th>" in shown[2].to_html()
+    assert ">0</th>" not in shown[1].to_html()  # the number of the row says nothing
+    assert shown[3] == "text"
+    assert capsys.readouterr().out == "Above\n"
+    assert not folder.exists()
+
+
+def test_in_a_notebook_figures_are_vectors(shown, monkeypatch):
+    import matplotlib_inline.backend_inline as backend
+
+    asked = []
+    monkeypatch.setattr(backend, "set_matplotlib_formats", lambda kind, **_: asked.append(kind))
+    display.plot_style()
+    assert asked == ["svg"]
