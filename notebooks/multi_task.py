@@ -35,6 +35,8 @@ if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
 from rectutor import chapter
 
 # %%
+run = chapter.start("multi_task", quietly=("keras_rs",))
+
 import math
 import time
 
@@ -47,13 +49,16 @@ from keras import ops
 
 from rectutor import PADDING_ID
 from rectutor.baselines import Mixture, standard_baselines
-from rectutor.evaluation import Interval, compare, evaluate
-from rectutor.evaluation import queries_for, recommend
+from rectutor.evaluation import (
+    Interval,
+    compare,
+    evaluate,
+    queries_for,
+    recommend,
+)
 from rectutor.ratings import resampled_rmse, to_label, to_stars
 from rectutor.splits import leave_one_out, random_split
 from rectutor.training import EpochLog
-
-run = chapter.start("multi_task")
 
 # %% [markdown]
 # Everything a profile changes is in this cell. `quick` is for two processor cores.
@@ -180,8 +185,7 @@ def in_batch_cross_entropy(queries, candidates, movie_ids=None, log_q=None):
 
 
 # %% [markdown]
-# Tables and dense layers are made here, each with a seed of its own, so that every training starts from
-# known numbers.
+# Tables and dense layers start from a seed of their own, so that every model starts from known numbers.
 
 
 # %%
@@ -217,7 +221,8 @@ def arguments(scope):
 
 
 # %% [markdown]
-# Then the model. The weights of the tasks are numbers in the model, so that we can change them without compiling again.
+# Then the model. The weights of its tasks, retrieval and rating, are numbers in the model that no gradient moves, so
+# that we can change them without compiling again.
 
 
 # %%
@@ -430,7 +435,8 @@ for name, task_weights in documented_models.items():
         **documented_recipe,
     )
     loss, rmse = documented.evaluate(
-        *pairs(in_test),
+        test_x,
+        test_y,
         batch_size=settings.documented_batch,
         verbose=0,
     )
@@ -770,10 +776,10 @@ corrected, corrected_start = compiled(
     keras.optimizers.Adagrad(0.1),
 )
 evaluations = {}
-kinds = {**documented_models, "multi-task + C11": (1.0, 1.0)}
-for name, weights in kinds.items():
+c11 = "multi-task + C11"
+for name, weights in {**documented_models, c11: (1.0, 1.0)}.items():
     model, start, kind = documented, documented_start, "documented"
-    if "C11" in name:
+    if name == c11:
         model, start, kind = corrected, corrected_start, "step"
     seconds = train(model, start, watch_known, weights, **documented_recipe)
     name = f"documented, {name}"
@@ -791,7 +797,7 @@ run.show_table(
 )
 before = evaluations["documented, multi-task"].ndcg
 run.fact("c11_ndcg_before", before)
-after = evaluations["documented, multi-task + C11"].ndcg
+after = evaluations[f"documented, {c11}"].ndcg
 run.fact("c11_ndcg_after", after)
 
 
@@ -874,7 +880,7 @@ class RatingHead(keras.layers.Layer):
 
 
 # %% [markdown]
-# And the model joins it to the softmax over the catalogue.
+# Both losses are means over the batch:
 
 
 # %%
@@ -883,6 +889,10 @@ def mean_losses(y, y_pred):
     cross_entropy = -ops.mean(y_pred["log_probability"])
     errors = ops.subtract(y, y_pred["rating"])
     return cross_entropy, ops.mean(ops.square(errors))
+
+
+# %% [markdown]
+# The model joins that head to the softmax over the catalogue.
 
 
 # %%
@@ -957,7 +967,7 @@ class JointModel(Configured):
 # $$L = e^{-s_1} L_\text{retrieval} + \tfrac12 s_1 + \tfrac12 e^{-s_2} L_\text{rating} + \tfrac12 s_2$$
 #
 # A task with a large error gets a large variance and so a small weight; the terms $\tfrac12 s_t$ keep the
-# variances from growing without end. Only the last lines of the model change.
+# variances from growing without end. Nothing but the loss of the model changes.
 
 
 # %%
