@@ -33,8 +33,11 @@ if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
+from rectutor import chapter
+
 run = chapter.start("sasrec", quietly=("keras_hub",))
 
+# %%
 import math
 import random
 import tempfile

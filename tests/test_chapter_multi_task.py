@@ -9,10 +9,12 @@ import pytest
 from chapters import definitions
 from keras import ops
 
+from rectutor.baselines import Mixture
 from rectutor.data import synthetic
 from rectutor.evaluation import Queries, evaluate, queries_for, recommend
+from rectutor.ratings import to_label, to_stars
 from rectutor.sequences import Histories
-from rectutor.splits import leave_one_out
+from rectutor.splits import leave_one_out, random_split
 
 USERS, MOVIES = 12, 20
 
@@ -36,19 +38,41 @@ def y():
     return np.random.default_rng(4).random(16).astype("float32")
 
 
-def documented(chapter, **changes):
-    sizes = {"num_users": USERS, "num_movies": MOVIES, "width": 4, "hidden": (6, 5)}
-    return chapter.DocumentedMultiTask(**{**sizes, **changes}, seed=1)
+SIZES = {"num_users": USERS, "num_movies": MOVIES, "width": 4}
+LOG_Q = np.log(np.linspace(0.01, 0.2, MOVIES + 1)).tolist()
 
 
-def joint(chapter, **changes):
-    sizes = {"num_users": USERS, "num_movies": MOVIES, "width": 4, "hidden": 6, "dropout": 0.0}
-    model = chapter.JointModel(**{**sizes, **changes}, seed=1)
+def documented(chapter):
+    return chapter.DocumentedMultiTask(**SIZES, hidden=[6, 5], seed=1)
+
+
+def corrected(chapter):
+    return chapter.CorrectedMultiTask(**SIZES, hidden=[6, 5], log_q=LOG_Q, seed=1)
+
+
+def joint(chapter, kind="JointModel", dropout=0.0, **changes):
+    options = {**SIZES, "hidden": 6, "dropout": dropout, **changes}
+    model = getattr(chapter, kind)(**options, seed=1)
     rng = np.random.default_rng(0)  # the biases start at 0, which would hide mistakes
-    for table in (model.popularity, model.user_bias, model.movie_bias):
+    head = model.rating_head
+    for table in (model.popularity, head.user_bias, head.movie_bias):
         table.embeddings.assign(rng.normal(size=table.embeddings.shape))
-    model.mean_rating.assign(0.6)
+    head.mean.assign(0.6)
     return model
+
+
+def learned(chapter, **changes):
+    return joint(chapter, "LearnedWeights", **changes)
+
+
+def rated(num_users=USERS, num_ratings=150, seed=1):
+    """Synthetic ratings with their labels."""
+    ratings = synthetic(num_users, MOVIES, num_ratings, seed=seed).ratings
+    return ratings.assign(label=to_label(ratings["rating"]))
+
+
+def adamw():
+    return keras.optimizers.AdamW(0.01, weight_decay=0.1)
 
 
 def array(tensor):
@@ -99,11 +123,12 @@ def joint_by_hand(model, x):
     query, candidate = users[x["user_id"]], movies[x["movie_id"]]
     scores = query @ movies[1:].T + array(model.popularity.embeddings)[1:, 0]
     own = scores[np.arange(len(query)), x["movie_id"] - 1]
-    first, _, last = model.rating_head.layers
+    head = model.rating_head
+    first, _, last = head.network.layers
     values = np.concatenate([query, candidate, query * candidate], axis=1)
-    rated = dense(relu(dense(values, first)), last)[:, 0] + float(model.mean_rating)
-    rated += array(model.user_bias.embeddings)[x["user_id"], 0]
-    rated += array(model.movie_bias.embeddings)[x["movie_id"], 0]
+    rated = dense(relu(dense(values, first)), last)[:, 0] + float(head.mean)
+    rated += array(head.user_bias.embeddings)[x["user_id"], 0]
+    rated += array(head.movie_bias.embeddings)[x["movie_id"], 0]
     return np.mean(logsumexp(scores) - own), rated
 
 
@@ -120,7 +145,7 @@ def test_joint_loss_is_the_two_means_on_one_scale(chapter, x, y, alpha):
 
 
 def test_learned_weighting_has_the_uncertainty_form(chapter, x, y):
-    model = joint(chapter, learn_weights=True)
+    model = learned(chapter)
     s = np.array([0.7, -1.3])
     model.log_variances.assign(s)
     model.task_weights.assign([5.0, 7.0])  # takes no part
@@ -148,9 +173,8 @@ def by_weight(chapter, model, x, y, weights):
 
 def own_weights(model, head):
     """The weights that only one head reads."""
-    names = {"rating": ("rating_head", "user_bias", "movie_bias"), "retrieval": ("popularity",)}
-    layers = [getattr(model, name) for name in names[head] if hasattr(model, name)]
-    return {id(weight) for layer in layers for weight in layer.trainable_variables}
+    layer = getattr(model, {"rating": "rating_head", "retrieval": "popularity"}[head], None)
+    return {id(weight) for weight in layer.trainable_variables} if layer else set()
 
 
 @pytest.mark.parametrize("make", [documented, joint])
@@ -166,27 +190,18 @@ def test_weight_zero_leaves_the_other_heads_own_weights_without_gradient(
         assert np.any(moved[id(weight)]) == (id(weight) not in own), weight.path
 
 
-@pytest.mark.parametrize("make", [documented, joint])
-def test_positive_weights_reach_every_weight(chapter, x, y, make):
+@pytest.mark.parametrize("make", [documented, corrected, joint, learned])
+def test_positive_weights_reach_every_weight_and_leave_the_model_as_it_was(chapter, x, y, make):
     model = make(chapter)
+    before = [array(weight) for weight in model.weights]
     moved = by_weight(chapter, model, x, y, (1, 1))
     assert len(moved) == len(model.trainable_variables)
     assert all(np.any(gradient) for gradient in moved.values())
-
-
-def test_learned_weights_get_a_gradient_and_the_factors_of_train_get_none(chapter, x, y):
-    model = joint(chapter, learn_weights=True)
-    moved = by_weight(chapter, model, x, y, (1, 1))
-    assert all(np.any(gradient) for gradient in moved.values())
-    assert id(model.log_variances) in moved
     assert id(model.task_weights) not in moved
-    assert id(model.mean_rating) not in moved
-
-
-def test_gradients_leave_the_model_as_it_was(chapter, x, y):
-    model = documented(chapter)
-    before = [array(weight) for weight in model.weights]
-    chapter.gradients(model, x, y, (1, 1))
+    if make is learned:
+        assert id(model.log_variances) in moved
+    if make in (joint, learned):
+        assert id(model.rating_head.mean) not in moved
     for old, weight in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, array(weight))
 
@@ -242,13 +257,12 @@ def test_log_q_agrees_with_the_layer_of_keras_rs(chapter):
 
 
 def test_corrected_model_uses_movie_ids_and_log_q(chapter, x, y):
-    log_q = np.log(np.linspace(0.01, 0.2, MOVIES + 1)).tolist()
-    model = documented(chapter, log_q=log_q)
+    model = corrected(chapter)
     model.task_weights.assign([1.0, 0.0])
     query = array(model.user_table.embeddings)[x["user_id"]].astype("float32")
     candidate = array(model.movie_table.embeddings)[x["movie_id"]].astype("float32")
     losses = chapter.in_batch_cross_entropy(
-        query, candidate, x["movie_id"], np.array(log_q, "float32")[x["movie_id"]]
+        query, candidate, x["movie_id"], np.array(LOG_Q, "float32")[x["movie_id"]]
     )
     np.testing.assert_allclose(loss_of(model, x, y), array(losses).sum(), rtol=1e-5)
 
@@ -276,20 +290,19 @@ def test_documented_metric_equals_brute_force(chapter):
 
 
 def test_squared_errors_do_not_depend_on_the_chunk(chapter):
-    frame = synthetic(USERS, MOVIES, 150, seed=1).ratings
+    frame = rated()
     model = joint(chapter)
     whole = chapter.squared_errors(model, frame)
     np.testing.assert_allclose(whole, chapter.squared_errors(model, frame, chunk=7), atol=1e-6)
-    _, rated = joint_by_hand(model, chapter.pairs(frame)[0])
-    np.testing.assert_allclose(whole, (rated - chapter.pairs(frame)[1]) ** 2, atol=1e-5)
+    x, y = chapter.pairs(frame)
+    np.testing.assert_allclose(whole, (joint_by_hand(model, x)[1] - y) ** 2, atol=1e-5)
 
 
-def test_stars_and_labels_are_inverse_and_the_documented_formula_is_off_by_one_minus_p(chapter):
-    stars = np.arange(1, 6)
-    np.testing.assert_allclose(chapter.to_unit(stars), [0, 0.25, 0.5, 0.75, 1])
-    np.testing.assert_allclose(chapter.to_stars(chapter.to_unit(stars)), stars)
+@pytest.mark.parametrize("scale", [(1, 5), (0.5, 5)])
+def test_the_documented_stars_are_off_by_the_lowest_times_one_minus_p(scale):
     unit = np.linspace(0, 1, 11)
-    np.testing.assert_allclose(chapter.to_stars(unit) - 5 * unit, 1 - unit)
+    gap = to_stars(unit, scale) - scale[1] * unit
+    np.testing.assert_allclose(gap, scale[0] * (1 - unit), atol=1e-6)
 
 
 def test_task_weights_put_ignorant_guesses_at_one(chapter):
@@ -297,17 +310,9 @@ def test_task_weights_put_ignorant_guesses_at_one(chapter):
     np.testing.assert_allclose([first * math.log(MOVIES), second * 0.08], [0.7, 0.3])
 
 
-@pytest.mark.parametrize(
-    ("make", "changes"),
-    [
-        (documented, {}),
-        (documented, {"log_q": [-2.0] * (MOVIES + 1)}),
-        (joint, {}),
-        (joint, {"learn_weights": True, "dropout": 0.5}),
-    ],
-)
-def test_a_saved_model_comes_back_the_same(chapter, x, y, tmp_path, make, changes):
-    model = make(chapter, **changes)
+@pytest.mark.parametrize("make", [documented, corrected, joint, learned])
+def test_a_saved_model_comes_back_the_same(chapter, x, y, tmp_path, make):
+    model = make(chapter)
     model.task_weights.assign([0.2, 0.9])
     model.compile(optimizer=keras.optimizers.Adagrad(0.1))
     model.fit(x, y, batch_size=8, epochs=1, verbose=0)
@@ -323,10 +328,8 @@ def test_a_saved_model_comes_back_the_same(chapter, x, y, tmp_path, make, change
 
 
 def test_training_starts_from_the_same_place_each_time(chapter):
-    frame = synthetic(USERS, MOVIES, 150, seed=1).ratings
-    model, start = chapter.compiled(
-        joint(chapter, dropout=0.5), keras.optimizers.AdamW(0.01, weight_decay=0.1)
-    )
+    frame = rated()
+    model, start = chapter.compiled(joint(chapter, dropout=0.5), adamw())
     recipe = {"epochs": 2, "batch_size": 32, "seed": 7}
     results = []
     for weights in ((0.1, 3.0), (1.0, 1.0), (0.1, 3.0)):
@@ -335,28 +338,23 @@ def test_training_starts_from_the_same_place_each_time(chapter):
     for first, last in zip(results[0], results[2], strict=True):
         np.testing.assert_array_equal(first, last)
     assert any(not np.array_equal(a, b) for a, b in zip(*results[:2], strict=True))
-    np.testing.assert_allclose(float(model.mean_rating), chapter.pairs(frame)[1].mean(), rtol=1e-5)
+    np.testing.assert_allclose(float(model.rating_head.mean), frame["label"].mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, 149, 150, 10_000])
 def test_training_takes_any_batch_size(chapter, batch_size):
-    frame = synthetic(USERS, MOVIES, 150, seed=1).ratings
+    frame = rated()
     model, start = chapter.compiled(documented(chapter), keras.optimizers.Adagrad(0.1))
     chapter.train(model, start, frame, (1, 1), epochs=1, batch_size=batch_size, seed=0)
     assert np.isfinite(array(model.user_table.embeddings)).all()
 
 
 def test_measure_leaves_out_the_task_of_weight_zero(chapter):
-    from rectutor.splits import random_split
-
-    ratings = synthetic(30, MOVIES, 400, seed=1).ratings
-    watches = leave_one_out(ratings, num_users=30, num_movies=MOVIES)
-    stars = random_split(
-        ratings, sizes=(len(ratings) - 80, 40, 40), num_users=30, num_movies=MOVIES
-    )
-    model, start = chapter.compiled(
-        joint(chapter, num_users=30), keras.optimizers.AdamW(0.01, weight_decay=0.1)
-    )
+    ratings = rated(30, 400)
+    sizes = {"num_users": 30, "num_movies": MOVIES}
+    watches = leave_one_out(ratings, **sizes)
+    stars = random_split(ratings, sizes=(len(ratings) - 80, 40, 40), **sizes)
+    model, start = chapter.compiled(joint(chapter, **sizes), adamw())
     recipe = {"epochs": 1, "batch_size": 64, "seed": 7}
     for weights, missing in {(1.0, 0.0): "RMSE", (0.0, 1.0): "NDCG@10", (1.0, 1.0): None}.items():
         found, values = chapter.measure(model, start, weights, watches, stars, recipe)
@@ -372,23 +370,27 @@ def test_neither_padding_nor_seen_movies_are_recommended(chapter, make, order):
     recommender = {
         "by_affinity": lambda: chapter.by_affinity(model),
         "two_stages": lambda: chapter.two_stages(model, 8),
-        "blended": lambda: chapter.blended(model, 0.5),
+        "blended": lambda: Mixture(chapter.by_affinity(model), chapter.by_stars(model), 0.5),
     }[order]()
     queries = queries_for(split)
     lists = recommend(recommender, queries, k=5)
     for b, recommended in enumerate(lists):
-        history = set(queries.histories[b].tolist())
+        history = set(queries.history(b).tolist())
         real = [movie for movie in recommended.tolist() if movie]
         assert len(set(real)) == len(real) == min(5, split.num_movies - len(history))
         assert not history & set(real)
     assert 0 <= evaluate(recommender, split, num_resamples=10).ndcg <= 1
 
 
+def asked_by(user, history):
+    """The query of one user of `USERS`; the others have watched nothing."""
+    offsets = np.where(np.arange(USERS + 2) > user, len(history), 0)
+    return Queries(np.array([user]), Histories(np.array(history, "int32"), offsets))
+
+
 def test_two_stages_order_the_retrieved_by_predicted_rating(chapter):
     model = joint(chapter)
-    queries = Queries(
-        np.array([3], "int32"), Histories(np.array([2, 9], "int32"), np.array([0, 2]))
-    )
+    queries = asked_by(3, [2, 9])
     retrieved = recommend(chapter.by_affinity(model), queries, k=6)[0]
     ranked = recommend(chapter.two_stages(model, 6), queries, k=6)[0]
     assert set(ranked) == set(retrieved)
@@ -401,35 +403,30 @@ def test_two_stages_order_the_retrieved_by_predicted_rating(chapter):
     )
 
 
-def test_blend_of_weight_zero_is_the_affinity(chapter):
+def test_stars_of_every_movie_are_the_rating_heads_whatever_the_chunk(chapter):
     model = joint(chapter)
-    queries = Queries(
-        np.array([3, 5], "int32"), Histories(np.array([2], "int32"), np.array([0, 1, 1]))
-    )
-    affinity = chapter.by_affinity(model)(queries)
-    np.testing.assert_array_equal(chapter.blended(model, 0.0)(queries), affinity)
-    stars = chapter.blended(model, 2.0)(queries) - affinity
-    expected = 2 * chapter.to_stars(array(model.rate(np.array([3, 5]), np.array([7, 7]))))
+    queries = Queries(np.array([3, 5]), asked_by(5, [2]).histories)
+    stars = chapter.by_stars(model)(queries)
+    np.testing.assert_allclose(chapter.by_stars(model, chunk=1)(queries), stars, atol=1e-5)
+    expected = to_stars(array(model.rate(np.array([3, 5]), np.array([7, 7]))))
     np.testing.assert_allclose(stars[:, 7], expected, rtol=1e-4)
+    half = chapter.by_stars(model, (0.5, 5))(queries)
+    np.testing.assert_allclose((half - 0.5) / 4.5, (stars - 1) / 4, atol=1e-5)
 
 
-def test_resampled_rmse_is_paired_and_draws_users(chapter):
-    rng = np.random.default_rng(0)
-    users = np.repeat(np.arange(1, 41), 5)
-    squared = rng.random((200, 1)) ** 2 * np.array([[1.0, 0.81]])
-    value, draws = chapter.resampled_rmse(squared, users, num_resamples=400)
-    np.testing.assert_allclose(value, np.sqrt(squared.mean(axis=0)))
-    np.testing.assert_allclose(draws[:, 1] / draws[:, 0], 0.9)  # the same users for both
-    low, high = np.quantile(draws[:, 0], [0.025, 0.975])
-    assert low < value[0] < high
-    constant = np.full((200, 1), 0.25)
-    np.testing.assert_allclose(chapter.resampled_rmse(constant, users)[1], 0.5)
-
-
-def test_rmse_sentence_follows_the_interval(chapter):
-    names, rmse = ["a", "b"], np.array([0.2, 0.3])
-    draws = np.column_stack([np.full(100, 0.2), np.linspace(0.28, 0.32, 100)])
-    assert chapter.say_rmse_difference("a", "b", names, rmse, draws).startswith("a beats b")
-    assert chapter.say_rmse_difference("b", "a", names, rmse, draws).startswith("b loses to a")
-    draws[:, 1] = np.linspace(0.1, 0.3, 100)
-    assert "is not told from" in chapter.say_rmse_difference("a", "b", names, rmse, draws)
+@pytest.mark.parametrize(
+    ("first", "second", "spread", "verdict"),
+    [
+        ("a", "b", (0.28, 0.32), "a beats b"),
+        ("b", "a", (0.28, 0.32), "b loses to a"),
+        ("a", "b", (0.1, 0.3), "a is not told from b"),
+    ],
+)
+def test_rmse_sentence_follows_the_paired_interval(chapter, first, second, spread, verdict):
+    noise = np.random.default_rng(0).normal(size=101)  # the same users for both
+    draws = pd.DataFrame({"a": 0.2 + noise, "b": np.linspace(*spread, 101) + noise})
+    gap = chapter.rmse_difference(first, second, pd.Series({"a": 0.2, "b": 0.3}), draws)
+    assert abs(gap.value) == pytest.approx(0.1)
+    ends = sorted(abs(0.2 - np.quantile(np.linspace(*spread, 101), [0.025, 0.975])))
+    np.testing.assert_allclose(sorted(np.abs([gap.low, gap.high])), ends, atol=1e-12)
+    assert chapter.say_difference(first, second, gap).startswith(verdict)
