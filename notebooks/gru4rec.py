@@ -223,6 +223,7 @@ class InBatchGRU4Rec(keras.Model):
         return {**super().get_config(), **self.config}
 
 
+# %%
 def recommender_of(model, length, padding):
     """Let `model` answer the protocol's queries from the latest `length` movies of each."""
 
@@ -254,16 +255,15 @@ def train_as_documented(
     validation_batch=None,
     callbacks=(),
 ):
-    """Build, compile and fit the way the example does.
+    """The documented training.
 
     Args:
         num_movies: highest movie id.
         contexts: `(n, length)` windows, in the order of training.
         labels: `(n,)` the movie after each.
         width, rate, batch, epochs, seed: of the recipe.
-        validation: `(contexts, labels)` to compute a loss on, or None.
-        validation_batch: rows a batch of that.
-        callbacks: for `fit`.
+        validation: `(contexts, labels)` for a loss, or None.
+        validation_batch, callbacks: for `fit`.
 
     Returns:
         The model, and its losses by epoch.

@@ -215,6 +215,7 @@ class Configured(keras.Model):
         return {**super().get_config(), **self.config}
 
 
+# %%
 def arguments(scope):
     """What an `__init__` was given, from its `locals()`."""
     left_out = ("self", "kwargs", "__class__")
@@ -979,6 +980,7 @@ def uncertainty_loss(cross_entropy, squared_error, log_variances):
     return retrieval + 0.5 * ops.exp(-s[1]) * squared_error + 0.5 * s[1]
 
 
+# %%
 @keras.saving.register_keras_serializable("rectutor")
 class LearnedWeights(JointModel):
     """The joint model, its tasks weighted by learned uncertainties.
