@@ -19,9 +19,7 @@ def stored():
     def read(name):
         record = results.read(results.folder() / f"{name}.json")
         if record["data"]["name"] != "100k":
-            pytest.skip(
-                f"{name} ran on {record['data']['name']}: these are for 100k"
-            )
+            pytest.skip(f"{name} ran on {record['data']['name']}: these are for 100k")
         return record
 
     return read
