@@ -239,6 +239,7 @@ def documented_arrays(sequences, num_movies, context, seed):
     return parts
 
 
+# %%
 # over seeds these losses differ by a few hundredths;
 # seed 0 is chosen: it ends near the known figures
 documented_seed = abs(run.seed - 42)
@@ -1162,6 +1163,7 @@ def with_repeat_bias(bias, total, own, read, inputs, targets):
     return total + ops.log1p(ops.expm1(bias) * share), own + bias * again
 
 
+# %%
 def sum_by_age(vectors, weights):
     """At each position the latest vectors, each weighted by its age.
 
@@ -1296,6 +1298,7 @@ def windows_with_shuffled_ties(ratings, num_users, context, seed):
     return draw
 
 
+# %%
 def made_right_settings(settings):
     """What the model made right is told beside its sizes."""
     names = (*NETWORK, "ahead", "direct", "repeat_bias")
