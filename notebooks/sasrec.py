@@ -1365,7 +1365,9 @@ print(f"best epoch {best.best_epoch}")
 seconds = [row["seconds"] for row in best.history]
 steady = np.median(np.diff(seconds)) if len(seconds) > 1 else seconds[0]
 inputs, _ = draw(0)
-slots_a_second = len(inputs) // settings.batch_size * slots / steady
+size = min(settings.batch_size, len(inputs))
+trained = len(inputs) // size * size  # the rest waits for another epoch
+slots_a_second = trained * settings.context / steady
 real = np.mean(inputs != PADDING_ID)
 billions = slots_a_second * per_position / 1e9
 run.fact("positions_per_second", round(float(slots_a_second)))
