@@ -240,6 +240,7 @@ def documented_arrays(sequences, num_movies, context, seed):
     return parts
 
 
+# %%
 # over seeds these losses differ by a few hundredths;
 # seed 0 is chosen: it ends near the known figures
 documented_seed = abs(run.seed - 42)
@@ -1163,6 +1164,7 @@ def with_repeat_bias(bias, total, own, read, inputs, targets):
     return total + ops.log1p(ops.expm1(bias) * share), own + bias * again
 
 
+# %%
 def sum_by_age(vectors, weights):
     """At each position the latest vectors, each weighted by its age.
 
@@ -1297,6 +1299,7 @@ def windows_with_shuffled_ties(ratings, num_users, context, seed):
     return draw
 
 
+# %%
 def made_right_settings(settings):
     """What the model made right is told beside its sizes."""
     names = (*NETWORK, "ahead", "direct", "repeat_bias")
@@ -1363,7 +1366,9 @@ print(f"best epoch {best.best_epoch}")
 seconds = [row["seconds"] for row in best.history]
 steady = np.median(np.diff(seconds)) if len(seconds) > 1 else seconds[0]
 inputs, _ = draw(0)
-slots_a_second = len(inputs) // settings.batch_size * slots / steady
+size = min(settings.batch_size, len(inputs))
+trained = len(inputs) // size * size  # the rest waits for another epoch
+slots_a_second = trained * settings.context / steady
 real = np.mean(inputs != PADDING_ID)
 billions = slots_a_second * per_position / 1e9
 run.fact("positions_per_second", round(float(slots_a_second)))
