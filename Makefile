@@ -53,7 +53,7 @@ scripts: setup  ## run every chapter as a plain script
 
 # a class or module stays with one worker, which then makes its models and runs once
 UNIT = $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
-QUICK = not torch and not browser and not training and not nightly
+QUICK = not torch and not browser and not long and not nightly
 
 check: lint  ## lint, types and the quick tests: two minutes, and nothing else is installed
 	@$(UNIT) -m "$(QUICK)" --doctest-modules tests rectutor --ignore=tests/browser \

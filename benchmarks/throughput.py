@@ -103,8 +103,7 @@ def ranking_documented(watch: Stopwatch, epochs: int, **how: Any) -> int:
     chapter.code.documented(
         x,
         y,
-        data.num_users,
-        data.num_movies,
+        (data.num_users, data.num_movies),
         dim=settings.dim,
         epochs=epochs,
         batch_size=settings.batch_size,

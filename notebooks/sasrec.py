@@ -216,6 +216,7 @@ def first_window(sequences, length):
     return np.where(inside, found, PADDING_ID).astype(np.int32)
 
 
+# %%
 def documented_arrays(sequences, num_movies, context, seed):
     """Training and validation data of the documented recipe.
 
@@ -1145,8 +1146,7 @@ def with_repeat_bias(bias, total, own, read, inputs, targets):
         read: `(B, L, L)` score at position t of the movie at position s.
         inputs, targets: `(B, L)` the movies of the rows and those after.
 
-    Returns:
-        `total` and `own` with the bias.
+    Returns: `total` and `own` with the bias.
     """
     place = np.arange(inputs.shape[1])
     before = place[None, :] < place[:, None]  # (L, L): s < t

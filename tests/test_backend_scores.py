@@ -12,7 +12,7 @@ import pytest
 
 SCRIPT = Path(__file__).parent / "backend_scores.py"
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.long
 
 
 @functools.cache

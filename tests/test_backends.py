@@ -19,7 +19,7 @@ from chapters import NOTEBOOKS, models
 
 from rectutor import results
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.long
 
 
 def start_script(name, folder, **environment):

@@ -144,7 +144,7 @@ def with_tensorflow():
     return run_script("jax", block=False)[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_tensorflow_the_batches_and_their_order_are_the_same(with_tensorflow):
     """Read directly, and by `fit` on an unbuilt model, which asks in an order of its own."""
     (kind, _, *without), _ = run_script("jax", block=True)
@@ -155,10 +155,9 @@ def test_without_tensorflow_the_batches_and_their_order_are_the_same(with_tensor
     assert without[3] == pytest.approx(with_tensorflow[5], rel=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["tensorflow", "torch"])
+@pytest.mark.long
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("torch", marks=pytest.mark.torch)])
 def test_the_batches_are_the_same_on_every_backend(with_tensorflow, backend):
-    pytest.importorskip(backend)
     (_, name, *found), _ = run_script(backend, block=False)
     assert name == backend
     assert found[:2] == with_tensorflow[2:4]

@@ -27,7 +27,6 @@ class TestRow:
         stored = json.loads(json.dumps(ROW.as_dict()))
         assert measure.Row.from_dict(stored) == ROW
 
-    @pytest.mark.bad_input
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -68,7 +67,6 @@ class TestMeasuring:
         assert payload == {"given": ["7", "x"]}
         assert 100 < peak < 400
 
-    @pytest.mark.fault
     def test_a_child_that_fails_is_told_with_its_last_lines(self, tmp_path, monkeypatch):
         (tmp_path / "bad_child.py").write_text("raise OSError('no room')")
         (tmp_path / "mute_child.py").write_text("print('done')")
@@ -157,7 +155,6 @@ class TestBench:
         assert status == 0
         assert run["rows"][0]["ratio"] == 20.0
 
-    @pytest.mark.fault
     def test_a_group_that_breaks_fails_the_run_and_stores_nothing(self, bench_with, capsys):
         status, run = bench_with(None)
         assert status == 1
@@ -277,7 +274,7 @@ class TestPage:
         assert "- one user: slow memory." in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_quick_bench_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     monkeypatch.setattr(bench, "ASIDE", tmp_path)

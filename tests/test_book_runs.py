@@ -406,7 +406,7 @@ print("measured")
 """
 
 
-@pytest.mark.training
+@pytest.mark.long
 def test_a_chapter_is_added_with_a_script_a_line_and_an_entry_and_taken_out_again(tmp_path):
     copy_tree(tmp_path)
 

@@ -30,7 +30,6 @@ def test_a_setting_without_a_value_for_each_profile_is_refused(run):
         run.settings(epochs=(5, 50))
 
 
-@pytest.mark.bad_input
 @pytest.mark.parametrize("seed", ["x", "-1", "1.5", " ", "2147483647", "4294967296"])
 def test_a_bad_seed_is_refused_at_once(seed, monkeypatch):
     monkeypatch.setenv("RECTUTOR_SEED", seed)
@@ -97,7 +96,9 @@ def test_without_a_gpu_the_profile_is_quick(monkeypatch):
     assert chapter.start("toy").profile == "full"
 
 
-@pytest.mark.parametrize("backend", ["jax", "tensorflow", "torch"])
+@pytest.mark.parametrize(
+    "backend", ["jax", "tensorflow", pytest.param("torch", marks=pytest.mark.torch)]
+)
 def test_the_device_of_every_backend_is_named(backend):
     assert chapter._device(backend) == (f"CPU ({os.cpu_count()} cores)", False)
 

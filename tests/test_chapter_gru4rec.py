@@ -186,7 +186,7 @@ def test_the_row_by_row_windows_are_those_of_the_arrays():
     assert targets == labels.tolist()
 
 
-@pytest.mark.training
+@pytest.mark.long
 def test_the_order_of_a_known_world_is_recovered():
     """On data with a Markov order the model gets near the law it was drawn from."""
     users, movies = 800, 100

@@ -217,7 +217,7 @@ def test_an_error_is_told_in_labels_and_in_stars(chapter, stars, scale):
     assert error["rmse_stars"].value == pytest.approx((stars[1] - stars[0]) * np.sqrt(0.125))
 
 
-@pytest.mark.training
+@pytest.mark.long
 def test_in_batch_overfits_one_batch(chapter):
     frame = pd.DataFrame({"user_id": range(1, 17), "movie_id": range(1, 17)})
     model, _ = model_of(chapter, "in-batch", dropout=0.0)
@@ -226,7 +226,7 @@ def test_in_batch_overfits_one_batch(chapter):
     assert (ops.convert_to_numpy(scores).argmax(axis=1) == np.arange(16)).all()
 
 
-@pytest.mark.training
+@pytest.mark.long
 def test_catalogue_overfits_one_batch(chapter, ratings):
     few = ratings[ratings["user_id"] <= 8]
     model, _ = model_of(chapter, "catalogue", width=32, dropout=0.0)

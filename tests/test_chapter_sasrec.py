@@ -246,7 +246,7 @@ def test_a_saved_model_comes_back_with_the_same_states(chapter, rows, tmp_path, 
     assert_array_equal(states(loaded, rows), states(model, rows))
 
 
-@pytest.mark.training
+@pytest.mark.long
 def test_one_batch_is_learned_by_heart(chapter):
     rng = np.random.default_rng(5)
     sequences = np.stack([rng.permutation(NUM_MOVIES)[: CONTEXT + 1] + 1 for _ in range(6)])
@@ -260,7 +260,7 @@ def test_one_batch_is_learned_by_heart(chapter):
     assert_array_equal(predicted, targets[:, -1])
 
 
-@pytest.mark.training
+@pytest.mark.long
 def test_the_markov_order_of_synthetic_data_is_recovered(chapter):
     split = leave_one_out(synthetic(500, 100, 20_000, seed=5))
     law = synthetic_oracle(500, 100, seed=5)

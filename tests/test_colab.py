@@ -57,7 +57,7 @@ def installed(python):
     }
 
 
-@pytest.mark.training
+@pytest.mark.long
 def test_installing_the_wheel_changes_nothing_a_runtime_already_has(tmp_path):
     wheels = tmp_path / "wheels"
     pip(sys.executable, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(ROOT))

@@ -408,7 +408,7 @@ INDEX_FAULTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fault", INDEX_FAULTS)
 def test_each_fault_of_the_package_index_is_one_clear_error(package_index, monkeypatch, fault):
     monkeypatch.setattr(_sources, "_PIP_SECONDS", 12.0)
@@ -590,7 +590,7 @@ def child(address, more=""):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_processes_at_once_all_have_the_data_and_leave_one_archive(serve, tmp_path):
     def slowly(handler):
         time.sleep(0.5)  # so that they meet
@@ -618,7 +618,7 @@ KILLS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("moment", KILLS)
 def test_killed_half_way_it_leaves_nothing_that_counts(serve, tmp_path, moment):
     address = serve(sound)
@@ -634,7 +634,7 @@ def test_killed_half_way_it_leaves_nothing_that_counts(serve, tmp_path, moment):
     assert "cannot be used" not in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_that_fills_up_while_the_archive_is_written(serve, tmp_path):
     """The limit on file sizes makes the write fail half-way, as a full disk does."""
     limit = (

@@ -360,7 +360,7 @@ def test_the_real_100k_has_the_published_counts(real):
 
 
 @needs_the_archive
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_package_index_has_the_same_tables_as_the_real_archive(monkeypatch, real):
     monkeypatch.undo()
     try:
@@ -390,7 +390,7 @@ print("the same")
 
 
 @needs_the_archive
-@pytest.mark.slow
+@pytest.mark.long
 def test_tfds_gives_the_same_tables_as_the_real_archive(real, tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="NOT CHECKED HERE: no TensorFlow Datasets")
     prime = TOOLS / "prime_tfds.py"

@@ -488,9 +488,10 @@ def test_scores_may_be_jax_tensors():
         assert evaluate(lambda q, scores=scores: scores, split, k=1).hit_rate == 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.torch
 def test_scores_may_be_torch_tensors_that_still_have_a_gradient():
-    torch = pytest.importorskip("torch")
+    import torch
+
     split, row = one_user(), [[0.0, 9, 9, 9, 5, 1, 1]]
     for scores in (
         torch.tensor(row, requires_grad=True),

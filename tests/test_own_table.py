@@ -27,7 +27,6 @@ def test_ratings_and_times_may_be_missing_and_home_may_be_a_tilde(tmp_path, monk
     assert not data.has_timestamps
 
 
-@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -105,7 +105,6 @@ def test_one_prediction_for_all_and_whole_stars_are_fine():
     assert rmse(unsigned, unsigned[::-1], [1, 2]).value == 1
 
 
-@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -92,7 +92,6 @@ def test_a_broken_file_names_the_remedy(tmp_path):
         results.read(tmp_path / "toy.json")
 
 
-@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -120,7 +119,6 @@ def test_a_record_that_does_not_fit_is_refused_and_nothing_written(tmp_path, pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.fault
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = results.write(RECORD, tmp_path / "toy.json")
 
@@ -134,7 +132,6 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["toy.json"]
 
 
-@pytest.mark.fault
 def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     """SIGKILL at a random moment of a loop that writes: the file on disk is always whole."""
     path = results.write(RECORD, tmp_path / "toy.json")

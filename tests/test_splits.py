@@ -297,7 +297,7 @@ def test_a_split_sorts_once_and_gives_what_nobody_can_change(monkeypatch):
             array[0] = 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_million_rows_are_split_in_seconds():
     count = 10_000_000
     rng = np.random.default_rng(0)
