@@ -519,8 +519,8 @@ rated = documented.rate(test_x["user_id"], test_x["movie_id"])
 unit = ops.convert_to_numpy(rated)
 gap = to_stars(unit, data.rating_scale) - highest * unit
 below = lowest * (1 - unit)
-print(f"mean of (1 + 4p) - 5p: {gap.mean():.4f} stars")
-print(f"mean of 1 - p:         {below.mean():.4f} stars")
+print(f"mean of stars - {highest:g}p: {gap.mean():.4f} stars")
+print(f"mean of {lowest:g} - {lowest:g}p:     {below.mean():.4f} stars")
 print(f"largest deviation on one pair: {np.abs(gap - below).max():.1e}")
 run.fact("c2_mean_gap_stars", float(gap.mean()))
 run.fact("c2_mean_of_one_minus_prediction", float(below.mean()))
@@ -1367,7 +1367,7 @@ x, y = pairs(rating_split.train)  # what `learned` was trained on last
 some = np.random.default_rng(run.seed).permutation(len(y))[: settings.batch]
 x = {name: column[some] for name, column in x.items()}
 losses = mean_losses(y[some], learned(x, training=True))
-cross_entropy, squared_error = (float(loss) for loss in losses)
+cross_entropy, squared_error = map(ops.convert_to_numpy, losses)
 resting = [2 * cross_entropy, squared_error]
 print("resting place (retrieval, rating):", np.round(resting, 4))
 print("learned variances:                ", np.round(variances, 4))

@@ -327,6 +327,7 @@ def test_a_saved_model_comes_back_the_same(chapter, x, y, tmp_path, make):
     np.testing.assert_allclose(array(again.task_weights), [0.2, 0.9], rtol=1e-6)
 
 
+@pytest.mark.training
 def test_training_starts_from_the_same_place_each_time(chapter):
     frame = rated()
     model, start = chapter.compiled(joint(chapter, dropout=0.5), adamw())
@@ -341,6 +342,7 @@ def test_training_starts_from_the_same_place_each_time(chapter):
     np.testing.assert_allclose(float(model.rating_head.mean), frame["label"].mean(), rtol=1e-5)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("batch_size", [1, 64, 149, 150, 10_000])
 def test_training_takes_any_batch_size(chapter, batch_size):
     frame = rated()
@@ -349,6 +351,7 @@ def test_training_takes_any_batch_size(chapter, batch_size):
     assert np.isfinite(array(model.user_table.embeddings)).all()
 
 
+@pytest.mark.training
 def test_measure_leaves_out_the_task_of_weight_zero(chapter):
     ratings = rated(30, 400)
     sizes = {"num_users": 30, "num_movies": MOVIES}
