@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.measure import Row, finish, in_child
+from rectutor.ratings import to_label
 from rectutor.sequences import training_windows
 from rectutor.splits import Split, leave_one_out, random_split
 from tools import book
@@ -188,6 +189,7 @@ def multi_task_joint(watch: Stopwatch, epochs: int, **how: Any) -> int:
     """Pairs an epoch of the joint model made right."""
     chapter = Chapter("multi_task", **how)
     code, settings, data = chapter.code, chapter.settings, chapter.data
+    labels = to_label(chapter.ratings["rating"], data.rating_scale)
     model, start = code.compiled(
         code.JointModel(data.num_users, data.num_movies, width=settings.width),
         code.adamw(settings.learning_rate, settings.weight_decay),
@@ -195,7 +197,7 @@ def multi_task_joint(watch: Stopwatch, epochs: int, **how: Any) -> int:
     code.train(
         model,
         start,
-        chapter.ratings,
+        chapter.ratings.assign(label=labels),
         code.task_weights_for(settings.alphas[0], data.num_movies, 0.08),
         epochs=epochs,
         batch_size=settings.batch,
