@@ -1637,8 +1637,8 @@ mask = inputs[queries.user_ids] != PADDING_ID
 place = documented_place(mask)
 on_padding = ~mask[np.arange(len(mask)), place]
 right = place == last_real_place(mask)
-print(f"of all users {on_padding.mean():.1%} were read from the padding, ")
-print(f"{right.mean():.1%} rightly")
+print(f"{on_padding.mean():.1%} of the users were read ", end="")
+print(f"from the padding, {right.mean():.1%} rightly")
 
 # %% [markdown]
 # Histories shorter than half the context are read from the padding. The place is right only where
