@@ -30,6 +30,7 @@ RUNTIME = {
     "pandas": "2.2.2",
     "platformdirs": "4.5.0",
     "pyarrow": "18.1.0",
+    "requests": "2.32.4",
     "rich": "13.9.4",
     "scipy": "1.16.3",
     "tensorflow": "2.19.0",
@@ -81,7 +82,7 @@ def test_installing_the_wheel_changes_nothing_a_runtime_already_has(tmp_path):
 
     after = installed(python)
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {"rectutor", "keras-rs"}
+    assert set(after) - set(before) == {"rectutor", "keras-rs", "pooch"}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
