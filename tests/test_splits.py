@@ -30,31 +30,25 @@ triples = st.lists(
 # leave_one_out ------------------------------------------------------------------------------
 
 
-def test_leave_one_out_holds_out_the_last_and_the_one_before():
-    split = leave_one_out(frame((1, 5, 10), (1, 6, 20), (1, 7, 30), (1, 8, 40)))
-    assert rows_of(split) == ([0, 1], [2], [3])
-
-
-def test_leave_one_out_does_not_need_sorted_rows():
-    ratings = frame((2, 1, 3), (1, 5, 30), (2, 2, 1), (1, 6, 10), (1, 7, 20), (2, 3, 2))
-    assert rows_of(leave_one_out(ratings)) == ([2, 3], [4, 5], [0, 1])
-
-
-def test_leave_one_out_keeps_file_order_on_ties():
-    split = leave_one_out(frame((1, 9, 7), (1, 3, 7), (1, 5, 7), (1, 1, 7)))
-    assert rows_of(split) == ([0, 1], [2], [3])
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_leave_one_out_leaves_users_with_fewer_than_three_in_train(count):
-    ratings = frame(*[(2, movie + 1, movie) for movie in range(count)], (7, 1, 0), (7, 2, 1))
-    split = leave_one_out(ratings)
-    assert rows_of(split) == (list(range(count + 2)), [], [])
-    assert (split.num_users, split.num_movies) == (7, 2)
-
-
-def test_leave_one_out_with_exactly_three_interactions_uses_one_for_each_part():
-    assert rows_of(leave_one_out(frame((1, 1, 0), (1, 2, 1), (1, 3, 2)))) == ([0], [1], [2])
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ([(1, 5, 10), (1, 6, 20), (1, 7, 30), (1, 8, 40)], ([0, 1], [2], [3])),
+        ([(1, 1, 0), (1, 2, 1), (1, 3, 2)], ([0], [1], [2])),  # three are enough,
+        ([(2, 1, 0), (7, 1, 0), (7, 2, 1)], ([0, 1, 2], [], [])),  # one or two are not
+        ([(2, 1, 0), (2, 2, 1), (7, 1, 0), (7, 2, 1)], ([0, 1, 2, 3], [], [])),
+        (
+            [(2, 1, 3), (1, 5, 30), (2, 2, 1), (1, 6, 10), (1, 7, 20), (2, 3, 2)],
+            ([2, 3], [4, 5], [0, 1]),
+        ),
+        ([(1, 9, 7), (1, 3, 7), (1, 5, 7), (1, 1, 7)], ([0, 1], [2], [3])),  # ties: file order
+    ],
+)
+def test_leave_one_out_holds_out_the_last_and_the_one_before(rows, parts):
+    split = leave_one_out(frame(*rows))
+    assert rows_of(split) == parts
+    assert split.num_users == max(user for user, _, _ in rows)
+    assert split.num_movies == max(movie for _, movie, _ in rows)
 
 
 @given(triples)
@@ -141,7 +135,7 @@ def ten_rows():
     ],
 )
 def test_random_split_makes_the_sizes_asked_for(settings, counts):
-    split = random_split(ten_rows(), **settings)
+    split = random_split(ten_rows().drop(columns="timestamp"), **settings)
     assert tuple(len(part) for part in rows_of(split)) == counts
 
 
@@ -157,11 +151,6 @@ def test_random_split_deals_every_row_out_evenly():
     for seed in range(400):
         drawn[rows_of(random_split(ratings, sizes=(5, 5), seed=seed))[2]] += 1
     assert np.all(np.abs(drawn - 200) < 50)
-
-
-def test_random_split_needs_no_timestamps():
-    ratings = ten_rows().drop(columns="timestamp")
-    assert len(random_split(ratings).train) == 8
 
 
 # temporal_split -----------------------------------------------------------------------------
@@ -182,12 +171,9 @@ def test_temporal_split_takes_validation_from_the_end_of_train():
     ratings = frame(*[(1, movie + 1, movie) for movie in range(10)])
     split = temporal_split(ratings, fraction=0.2, validation_fraction=0.3)
     assert rows_of(split) == ([0, 1, 2, 3, 4], [5, 6, 7], [8, 9])
-    late_first = frame((1, 1, 1), (1, 2, 2), (1, 3, 2), (1, 4, 3))
-    assert rows_of(temporal_split(late_first, cutoff=3, validation_fraction=0.25)) == (
-        [0],
-        [1, 2],
-        [3],
-    )
+    tied = frame((1, 1, 1), (1, 2, 2), (1, 3, 2), (1, 4, 3))
+    split = temporal_split(tied, cutoff=3, validation_fraction=0.25)
+    assert rows_of(split) == ([0], [1, 2], [3])
 
 
 @given(triples, st.floats(0.05, 0.95))
@@ -206,10 +192,8 @@ def test_temporal_split_never_trains_on_the_future(rows, fraction):
 
 
 def test_split_reads_as_its_sizes():
-    split = leave_one_out(frame((1, 1, 0), (1, 2, 1), (1, 3, 2)))
-    assert repr(split) == (
-        "Split(train=1 rows, validation=1 rows, test=1 rows, num_users=1, num_movies=3)"
-    )
+    sizes = "train=1 rows, validation=1 rows, test=1 rows, num_users=1, num_movies=3"
+    assert repr(leave_one_out(frame((1, 1, 0), (1, 2, 1), (1, 3, 2)))) == f"Split({sizes})"
 
 
 def test_split_checks_each_part():
@@ -273,12 +257,8 @@ def test_equal_times_keep_the_order_of_the_ratings_or_else_of_the_parts():
     assert leave_one_out(ratings).histories()[1].tolist() == [5, 6, 7]
     by_hand = Split(ratings[2:3], ratings[:2], ratings[3:], 1, 8)
     assert by_hand.histories()[1].tolist() == [7, 5, 6]
-    without = Split(
-        *(part.drop(columns="timestamp") for part in (ratings[1:3], ratings[:1])),
-        ratings[3:].drop(columns="timestamp"),
-        1,
-        8,
-    )
+    timeless = ratings.drop(columns="timestamp")
+    without = Split(timeless[1:3], timeless[:1], timeless[3:], 1, 8)
     assert without.histories()[1].tolist() == [6, 7, 5]
 
 
@@ -301,13 +281,11 @@ def test_a_split_sorts_once_and_gives_what_nobody_can_change(monkeypatch):
 def test_ten_million_rows_are_split_in_seconds():
     count = 10_000_000
     rng = np.random.default_rng(0)
-    ratings = pd.DataFrame(
-        {
-            "user_id": rng.integers(1, 100_001, count, dtype=np.int32),
-            "movie_id": rng.integers(1, 10_001, count, dtype=np.int32),
-            "timestamp": rng.integers(0, 10**9, count),
-        }
-    )
-    split = leave_one_out(ratings)
+    columns = {
+        "user_id": rng.integers(1, 100_001, count, dtype=np.int32),
+        "movie_id": rng.integers(1, 10_001, count, dtype=np.int32),
+        "timestamp": rng.integers(0, 10**9, count),
+    }
+    split = leave_one_out(pd.DataFrame(columns))
     assert len(split.train) + len(split.validation) + len(split.test) == count
     assert len(split.test) == 100_000
