@@ -102,11 +102,7 @@ def states(
 
 
 def loss(
-    weights: Weights,
-    config: dict[str, Any],
-    inputs: jax.Array,
-    targets: jax.Array,
-    key: jax.Array,
+    weights: Weights, config: dict[str, Any], inputs: jax.Array, targets: jax.Array, key: jax.Array
 ) -> jax.Array:
     """Cross-entropy over the catalogue of the next movies, as in the chapter; a scalar."""
     real = (targets != PADDING_ID).astype("float32")  # (B, L)

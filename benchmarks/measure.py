@@ -26,18 +26,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 #: The groups of rows, in the order they run and are shown.
 GROUPS = ("preparation", "serving", "start-up", "throughput", "time to quality", "quality")
 
-LIBRARIES = (
-    "rectutor",
-    "keras",
-    "keras-rs",
-    "keras-hub",
-    "jax",
-    "tensorflow",
-    "torch",
-    "numpy",
-    "pandas",
-    "faiss-cpu",
-)
+LIBRARIES = ("rectutor", "keras", "keras-rs", "keras-hub", "jax", "tensorflow", "torch")
+LIBRARIES += ("numpy", "pandas", "faiss-cpu")
 
 #: Tells a child process where its payload goes.
 _OUTPUT = "RECTUTOR_BENCH_OUTPUT"
@@ -212,11 +202,10 @@ def finish(payload: Any) -> None:
     A process that nobody waits for prints them.
     """
     text = json.dumps({"payload": payload, "peak_mib": peak_mib()}, indent=2)
-    output = os.environ.get(_OUTPUT)
-    if output is None:
-        print(text)
-    else:
+    if output := os.environ.get(_OUTPUT):
         Path(output).write_text(text, encoding="utf-8")
+    else:
+        print(text)
 
 
 def peak_mib() -> float:
@@ -246,12 +235,17 @@ def forget_peak() -> None:
 
 def _status(field: str) -> float | None:
     """A size in `/proc/self/status`, in MiB."""
-    file = Path("/proc/self/status")
-    if not file.is_file():
-        return None
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 1024
+    size = _told("/proc/self/status", field)
+    return int(size.split()[0]) / 1024 if size else None
+
+
+def _told(file: str, field: str) -> str | None:
+    """What Linux writes behind a field of a file under `/proc`; None on other systems."""
+    with contextlib.suppress(FileNotFoundError):
+        for line in Path(file).read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
     return None
 
 
@@ -283,22 +277,13 @@ def machine() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "cpu": _cpu(),
+        "cpu": _told("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": cores,
         "memory_gib": round(memory, 1),
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": {name: version for name in LIBRARIES if (version := _version(name))},
     }
-
-
-def _cpu() -> str:
-    file = Path("/proc/cpuinfo")
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str | None:

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -136,17 +136,15 @@ def our_negatives(ratings: pd.DataFrame, num_movies: int) -> tuple[np.ndarray, .
     return inputs, targets, sample_negatives(known, num_movies, LENGTH, seed=0, users=users)
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """One way to prepare data, ours and as a loop: `(ratings, num_movies)` to arrays.
 
-    `compared` of the arrays must be equal; those after them are random negatives.
+    The first two arrays must be equal; a third one is of random negatives.
     """
 
     case: str
     ours: Callable[[pd.DataFrame, int], tuple[np.ndarray, ...]]
     loop: Callable[[pd.DataFrame, int], tuple[np.ndarray, ...]]
-    compared: int = 2
 
 
 RECIPES = {
@@ -207,8 +205,8 @@ def child(recipe: str, which: str, count: int, runs: int) -> None:
     arrays = work(ratings, num_movies)
     seconds = [time.perf_counter() - started] if which == "loop" else []
     growth, output = peak_mib() - before, sum(array.nbytes for array in arrays)
-    content = hashlib.sha256(b"".join(array.tobytes() for array in arrays[: chosen.compared]))
-    if len(arrays) > chosen.compared and count <= TARGET_SIZE:
+    content = hashlib.sha256(b"".join(array.tobytes() for array in arrays[:2]))
+    if len(arrays) > 2 and count <= TARGET_SIZE:
         check_negatives(ratings, arrays, num_movies)
     del arrays
     parts: dict[str, list[float]] = {"histories_seconds": [], "sort_seconds": []}
@@ -300,22 +298,20 @@ def rows_of(
     if count < TARGET_SIZE:  # there the memory of the process itself weighs too much
         return rows
     windows = ours[0][0]["output_mib"] / ours[0][0]["input_mib"]
-    rows.append(
-        Row.of(
-            "preparation",
-            f"{case}; {size}, memory",
-            [share],
-            "x input",
-            peak_mib=peak,
-            reference="Python loop" if loop else None,
-            reference_value=loop_share,
-            ratio=loop_share / share if loop_share else None,
-            target=f"< {TARGET_MEMORY} x input",
-            met=fits,
-            limit="" if fits else f"the arrays it returns are {windows:.1f} times the input",
-        )
+    memory = Row.of(
+        "preparation",
+        f"{case}; {size}, memory",
+        [share],
+        "x input",
+        peak_mib=peak,
+        reference="Python loop" if loop else None,
+        reference_value=loop_share,
+        ratio=loop_share / share if loop_share else None,
+        target=f"< {TARGET_MEMORY} x input",
+        met=fits,
+        limit="" if fits else f"the arrays it returns are {windows:.1f} times the input",
     )
-    return rows
+    return [*rows, memory]
 
 
 if __name__ == "__main__":

@@ -26,10 +26,7 @@ from benchmarks.measure import RESULTS, ROOT, Row, machine, newest, store
 CHAPTER_RESULTS = ROOT / "results"
 CHAPTERS = ("ranking", "retrieval", "gru4rec", "sasrec", "multi_task")
 OTHER_SEEDS = (1, 2)
-METRICS = {
-    "leave-one-out": {"hit_rate": "HR@10", "ndcg": "NDCG@10"},
-    "rating": {"rmse": "RMSE"},
-}
+METRICS = {"leave-one-out": {"hit_rate": "HR@10", "ndcg": "NDCG@10"}, "rating": {"rmse": "RMSE"}}
 SHOWN = ("made right", "step")
 
 #: Chapter, model, metric and data set: what is aimed at.
@@ -163,11 +160,11 @@ def limit_of(record: dict[str, Any], entry: dict[str, Any], metric: str, wanted:
         if all(model[field] == entry[field] for field in ("model", "recipe", "protocol"))
     )
     best = (min if metric == "rmse" else max)(
-        (
+
             (model["metrics"][metric]["value"], model["model"])
             for model in record["models"]
             if model["protocol"] == entry["protocol"] and metric in model["metrics"]
-        ),
+
     )
     line = f"seed {record['seed']} gives {stored['value']:.4f}"
     if stored["low"] is not None:

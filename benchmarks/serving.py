@@ -149,19 +149,8 @@ def measure(quick: bool = False) -> list[Row]:
             if way == "jax" and recall < 0.999:
                 raise AssertionError(f"{size:,} movies: JAX and NumPy rank differently: {recall}")
             rows += rows_of(way, size, batch, found[way], found["numpy"])
-            if way == "faiss":
-                rows.append(
-                    Row(
-                        "serving",
-                        f"{WAYS[way]}: recall@{K}; {size:,} movies",
-                        recall,
-                        "",
-                        recall,
-                        recall,
-                        runs=batch,
-                        first=median_of(found[way], "built"),
-                    )
-                )
+        case, first = f"{WAYS[way]}: recall@{K}; {size:,} movies", median_of(found[way], "built")
+        rows.append(Row("serving", case, recall, "", recall, recall, runs=batch, first=first))
     return rows
 
 
@@ -185,7 +174,6 @@ def rows_of(
 ) -> list[Row]:
     """The row of the latency and the row of the throughput, from the rounds of both."""
     peak = max(peak for _, peak in ours)
-
     single = 1e3 * np.concatenate(by_round(ours, "single"))
     median, low, high = np.quantile(single, [0.5, 0.05, 0.95]).tolist()
     rates = batch / np.concatenate(by_round(ours, "batch"))

@@ -135,7 +135,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         from benchmarks import throughput
 
-        throughput.MODELS[sys.argv[1]][0](FirstStep(float(sys.argv[2])), 1)
+        throughput.train(sys.argv[1], FirstStep(float(sys.argv[2])), 1)
     else:
         from benchmarks import report
 

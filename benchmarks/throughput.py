@@ -26,6 +26,9 @@ STRETCHES = 5
 #: The chapters' `fit` may take this many times as long as the bare loop.
 TARGET_SLOWDOWN = 1.25
 
+#: Makes the callbacks of a `fit`, of a model of sequences from its recommender and the split.
+Callbacks = Callable[..., list[Any]]
+
 
 class Stopwatch:
     """The seconds of each epoch of a `fit`, taken by the callback that `callback` makes.
@@ -95,150 +98,93 @@ class Chapter:
         """Protocol P's split of the ratings, in the catalogue of the whole data set."""
         return leave_one_out(self.ratings, num_movies=self.data.num_movies)
 
+    def random_part(self) -> Any:
+        """The training part of the ranking and the retrieval chapter's random split."""
+        return random_split(self.ratings, test_fraction=0.2, seed=42).train
 
-def ranking_documented(watch: Stopwatch, epochs: int, **how: Any) -> int:
-    """Ratings an epoch of the documented ranking model."""
-    chapter = Chapter("ranking", **how)
+    def fit(self, epochs: int, callbacks: Callbacks) -> dict[str, Any]:
+        """What the chapters' training functions take alike."""
+        return {"epochs": epochs, "seed": self.seed, "callbacks": callbacks()}
+
+
+# What trains a model gets its chapter, how many epochs (None: the profile's; sequences only) and
+# what makes the callbacks, and returns how much an epoch has of what `MODELS` counts.
+
+
+def ranking_documented(chapter: Chapter, epochs: int, callbacks: Callbacks) -> int:
+    """Train the documented ranking model."""
     settings, data = chapter.settings, chapter.data
-    x, y = chapter.code.arrays(_random_split(chapter), data.rating_scale)
-    chapter.code.documented(
-        x,
-        y,
-        (data.num_users, data.num_movies),
-        dim=settings.dim,
-        epochs=epochs,
-        batch_size=settings.batch_size,
-        seed=chapter.seed,
-        callbacks=[watch.callback()],
-    )
+    x, y = chapter.code.arrays(chapter.random_part(), data.rating_scale)
+    sizes, fit = (data.num_users, data.num_movies), chapter.fit(epochs, callbacks)
+    chapter.code.documented(x, y, sizes, dim=settings.dim, batch_size=settings.batch_size, **fit)
     return len(y)
 
 
-def ranking_features(watch: Stopwatch, epochs: int, **how: Any) -> int:
-    """Ratings an epoch of the ranking model made right, with features."""
-    chapter = Chapter("ranking", **how)
+def ranking_features(chapter: Chapter, epochs: int, callbacks: Callbacks) -> int:
+    """Train the ranking model made right, with features."""
     code, settings, data = chapter.code, chapter.settings, chapter.data
-    x, y = code.arrays(_random_split(chapter), data.rating_scale)
+    x, y = code.arrays(chapter.random_part(), data.rating_scale)
+    users, movies = code.user_features(data.users, data.num_users), code.movie_features(data.movies)
     model = code.new_feature_model(
-        x,
-        y,
-        code.user_features(data.users, data.num_users),
-        code.movie_features(data.movies),
-        dim=settings.wide,
-        dropout=settings.dropout,
-        seed=chapter.seed,
+        x, y, users, movies, dim=settings.wide, dropout=settings.dropout, seed=chapter.seed
     )
-    code.train(
-        model,
-        x,
-        y,
-        epochs=epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        decay=settings.decays[-1],
-        seed=chapter.seed,
-        callbacks=[watch.callback()],
-    )
+    rates = {"learning_rate": settings.learning_rate, "decay": settings.decays[-1]}
+    fit = chapter.fit(epochs, callbacks)
+    code.train(model, x, y, batch_size=settings.batch_size, **rates, **fit)
     return len(y)
 
 
-def _random_split(chapter: Chapter) -> Any:
-    """The training part of the ranking chapter's split."""
-    return random_split(chapter.ratings, test_fraction=0.2, seed=42).train
-
-
-def retrieval_documented(watch: Stopwatch, epochs: int, **how: Any) -> int:
-    """Ratings an epoch of the documented retrieval model."""
-    chapter = Chapter("retrieval", **how)
-    train = _random_split(chapter)
-    chapter.code.train_documented(
-        chapter.code.DocumentedRetrieval(chapter.data.num_users, chapter.data.num_movies),
-        train,
-        epochs=epochs,
-        batch_size=chapter.settings.batch_size,
-        seed=chapter.seed,
-        callbacks=[watch.callback()],
-    )
+def retrieval_documented(chapter: Chapter, epochs: int, callbacks: Callbacks) -> int:
+    """Train the documented retrieval model."""
+    code, train = chapter.code, chapter.random_part()
+    model = code.DocumentedRetrieval(chapter.data.num_users, chapter.data.num_movies)
+    fit = chapter.fit(epochs, callbacks)
+    code.train_documented(model, train, batch_size=chapter.settings.batch_size, **fit)
     return len(train)
 
 
-def retrieval_softmax(watch: Stopwatch, epochs: int, **how: Any) -> int:
-    """Users an epoch of the retrieval model made right, a softmax over the catalogue."""
+def retrieval_softmax(chapter: Chapter, epochs: int, callbacks: Callbacks) -> int:
+    """Train the retrieval model made right, a softmax over the catalogue."""
     import keras
 
-    chapter = Chapter("retrieval", **how)
     code, settings, data = chapter.code, chapter.settings, chapter.data
+    model = code.CatalogueRetrieval(
+        data.num_users, data.num_movies, settings.width, settings.dropout, True
+    )
     code.train_catalogue(
-        code.CatalogueRetrieval(
-            data.num_users, data.num_movies, settings.width, settings.dropout, True
-        ),
+        model,
         chapter.ratings,
-        epochs=epochs,
         users_per_batch=settings.users_per_batch,
         optimizer=keras.optimizers.AdamW(
             settings.learning_rate, weight_decay=settings.weight_decay
         ),
         smoothing=settings.smoothing,
-        seed=chapter.seed,
-        callbacks=[watch.callback()],
+        **chapter.fit(epochs, callbacks),
     )
     return chapter.ratings["user_id"].nunique()
 
 
-def multi_task_joint(watch: Stopwatch, epochs: int, **how: Any) -> int:
-    """Pairs an epoch of the joint model made right."""
-    chapter = Chapter("multi_task", **how)
+def multi_task_joint(chapter: Chapter, epochs: int, callbacks: Callbacks) -> int:
+    """Train the joint model made right."""
     code, settings, data = chapter.code, chapter.settings, chapter.data
-    labels = to_label(chapter.ratings["rating"], data.rating_scale)
+    table = chapter.ratings.assign(label=to_label(chapter.ratings["rating"], data.rating_scale))
     model, start = code.compiled(
         code.JointModel(data.num_users, data.num_movies, width=settings.width),
         code.adamw(settings.learning_rate, settings.weight_decay),
     )
-    code.train(
-        model,
-        start,
-        chapter.ratings.assign(label=labels),
-        code.task_weights_for(settings.alphas[0], data.num_movies, 0.08),
-        epochs=epochs,
-        batch_size=settings.batch,
-        seed=chapter.seed,
-        callbacks=[watch.callback()],
-    )
-    size = min(settings.batch, len(chapter.ratings))
-    return max(1, round(len(chapter.ratings) / size)) * size
+    weights = code.task_weights_for(settings.alphas[0], data.num_movies, 0.08)
+    fit = chapter.fit(epochs, callbacks)
+    code.train(model, start, table, weights, batch_size=settings.batch, **fit)
+    size = min(settings.batch, len(table))
+    return max(1, round(len(table) / size)) * size
 
 
-def gru4rec(watch: Stopwatch, epochs: int, **how: Any) -> int:
-    """Positions an epoch of GRU4Rec made right."""
-    return train_gru4rec(Chapter("gru4rec", **how), epochs, lambda *_: [watch.callback()])
-
-
-def sasrec(watch: Stopwatch, epochs: int, **how: Any) -> int:
-    """Positions an epoch of SASRec made right."""
-    return train_sasrec(Chapter("sasrec", **how), epochs, lambda *_: [watch.callback()])
-
-
-#: Makes the callbacks of a `fit` from the recommender that is trained and the split.
-Watchers = Callable[[Any, Split], list[Any]]
-
-
-def train_gru4rec(chapter: Chapter, epochs: int | None, watchers: Watchers) -> int:
-    """Train GRU4Rec as its chapter does, and return the positions of an epoch.
-
-    Args:
-        chapter: whose functions and settings are used.
-        epochs: how many; the profile's by default.
-        watchers: makes the callbacks.
-    """
-    code, settings = chapter.code, chapter.settings
-    split = chapter.split()
+def gru4rec(chapter: Chapter, epochs: int | None, callbacks: Callbacks) -> int:
+    """Train GRU4Rec made right."""
+    code, settings, split = chapter.code, chapter.settings, chapter.split()
     inputs, targets = training_windows(split.histories(before="validation"), settings.length)
     model = code.GRU4Rec(
-        chapter.data.num_movies,
-        settings.width,
-        settings.units,
-        settings.dropout,
-        settings.ahead,
+        chapter.data.num_movies, settings.width, settings.units, settings.dropout, settings.ahead
     )
     recommender = code.recommender_of(model, settings.length, "before")
     code.train(
@@ -248,15 +194,14 @@ def train_gru4rec(chapter: Chapter, epochs: int | None, watchers: Watchers) -> i
         rate=settings.rate,
         batch=settings.batch,
         epochs=epochs or settings.epochs,
-        callbacks=watchers(recommender, split),
+        callbacks=callbacks(recommender, split),
     )
     return inputs.size
 
 
-def train_sasrec(chapter: Chapter, epochs: int | None, watchers: Watchers) -> int:
-    """The same for SASRec."""
-    code, settings = chapter.code, chapter.settings
-    split = chapter.split()
+def sasrec(chapter: Chapter, epochs: int | None, callbacks: Callbacks) -> int:
+    """Train SASRec made right."""
+    code, settings, split = chapter.code, chapter.settings, chapter.split()
     model = new_sasrec(chapter)
     draw = code.windows_with_shuffled_ties(
         split.train, split.num_users, settings.context, chapter.seed
@@ -269,7 +214,7 @@ def train_sasrec(chapter: Chapter, epochs: int | None, watchers: Watchers) -> in
         batch_size=settings.batch_size,
         epochs=epochs or settings.epochs,
         seed=chapter.seed,
-        callbacks=watchers(code.score_latest_movies(model), split),
+        callbacks=callbacks(code.score_latest_movies(model), split),
     )
     rows = len(draw(0)[0])
     size = min(settings.batch_size, rows)
@@ -285,17 +230,23 @@ def new_sasrec(chapter: Chapter) -> Any:
     )
 
 
-#: Case: what trains it, and what its throughput is counted in.
-MODELS: dict[str, tuple[Callable[..., int], str]] = {
-    "ranking, documented": (ranking_documented, "ratings/s"),
-    "ranking, with features": (ranking_features, "ratings/s"),
-    "retrieval, documented": (retrieval_documented, "ratings/s"),
-    "retrieval, softmax": (retrieval_softmax, "users/s"),
-    "GRU4Rec": (gru4rec, "positions/s"),
-    "SASRec": (sasrec, "positions/s"),
-    "multi-task": (multi_task_joint, "pairs/s"),
+#: Case: its chapter, what trains it, and what its throughput is counted in.
+MODELS: dict[str, tuple[str, Callable[[Chapter, Any, Callbacks], int], str]] = {
+    "ranking, documented": ("ranking", ranking_documented, "ratings/s"),
+    "ranking, with features": ("ranking", ranking_features, "ratings/s"),
+    "retrieval, documented": ("retrieval", retrieval_documented, "ratings/s"),
+    "retrieval, softmax": ("retrieval", retrieval_softmax, "users/s"),
+    "GRU4Rec": ("gru4rec", gru4rec, "positions/s"),
+    "SASRec": ("sasrec", sasrec, "positions/s"),
+    "multi-task": ("multi_task", multi_task_joint, "pairs/s"),
 }
 SEQUENCE_USERS = 400  # whose histories GRU4Rec and SASRec train on here
+
+
+def train(case: str, watch: Any, epochs: int, **how: Any) -> int:
+    """Train a case of `MODELS` with `watch.callback()`; `how` is for `Chapter`."""
+    name, trains, _ = MODELS[case]
+    return trains(Chapter(name, **how), epochs, lambda *_: [watch.callback()])
 
 
 def sasrec_beside_bare_loop(epochs: int, **how: Any) -> dict[str, dict[str, list[float]]]:
@@ -320,35 +271,21 @@ def sasrec_beside_bare_loop(epochs: int, **how: Any) -> dict[str, dict[str, list
     inputs, targets = inputs[:full], targets[:full]
     plain = new_sasrec(chapter)
     plain.build((None, settings.context))
-    bare = BareLoop(
-        plain,
-        inputs,
-        targets,
-        batch_size=batch_size,
-        rate=settings.learning_rate,
-        average=settings.average,
-    )
+    rate, average = settings.learning_rate, settings.average
+    bare = BareLoop(plain, inputs, targets, batch_size=batch_size, rate=rate, average=average)
 
     def rates() -> dict[str, list[float]]:
-        taken = {"fit": list(watch.seconds), "bare": list(bare_seconds)}
+        taken = {"fit": watch.seconds.copy(), "bare": bare_seconds.copy()}
         watch.seconds.clear()
         bare_seconds.clear()
-        return {
-            name: [full * settings.context / each for each in seconds]
-            for name, seconds in taken.items()
-        }
+        positions = full * settings.context
+        return {name: [positions / each for each in seconds] for name, seconds in taken.items()}
 
-    train_sasrec(chapter, epochs, lambda *_: [watch.callback()])
+    sasrec(chapter, epochs, lambda *_: [watch.callback()])
     of_chapter = rates()
-    plain.compile(optimizer=code.made_right_adam(settings.learning_rate, settings.average))
-    plain.fit(
-        inputs,
-        targets,
-        batch_size=batch_size,
-        epochs=epochs,
-        verbose=0,
-        callbacks=[watch.callback()],
-    )
+    plain.compile(optimizer=code.made_right_adam(rate, average))
+    own = {"batch_size": batch_size, "epochs": epochs, "callbacks": [watch.callback()]}
+    plain.fit(inputs, targets, verbose=0, **own)
     return {"chapter": of_chapter, "defaults": rates()}
 
 
@@ -360,44 +297,29 @@ def child(case: str, stretches: int, max_users: int, profile: str) -> None:
         finish({"rates": sasrec_beside_bare_loop(1 + stretches, **how)})
         return
     watch = Stopwatch()
-    an_epoch = MODELS[case][0](watch, 1 + stretches, **how)
+    an_epoch = train(case, watch, 1 + stretches, **how)
     first, *seconds = watch.seconds
-    finish(
-        {
-            "first": first,
-            "rates": [an_epoch / each for each in seconds],
-            "whole": time.perf_counter() - began,
-        }
-    )
+    rates = [an_epoch / each for each in seconds]
+    finish({"first": first, "rates": rates, "whole": time.perf_counter() - began})
 
 
 def measure(quick: bool = False) -> list[Row]:
     """The throughput of every model on every backend, and of SASRec beside the bare loop."""
+    stretches, profile = (2, "smoke") if quick else (STRETCHES, "quick")
+
+    def measured(case: str, users: int, backend: str) -> tuple[Any, float]:
+        environment = {"KERAS_BACKEND": backend}
+        return in_child(__name__, case, stretches, users, profile, environment=environment)
+
     rows = []
-    stretches = 2 if quick else STRETCHES
     for case in ["multi-task"] if quick else MODELS:
-        users = SEQUENCE_USERS if MODELS[case][1] == "positions/s" else 0
+        users = SEQUENCE_USERS if MODELS[case][2] == "positions/s" else 0
         reference = None
-        for backend in ["jax"] if quick else BACKENDS:
-            found, peak = in_child(
-                __name__,
-                case,
-                stretches,
-                users,
-                "smoke" if quick else "quick",
-                environment={"KERAS_BACKEND": backend},
-            )
-            rows.append(row_of(case, backend, found, peak, reference))
+        for backend in BACKENDS[:1] if quick else BACKENDS:
+            rows.append(row_of(case, backend, *measured(case, users, backend), reference))
             reference = reference or rows[-1].value
     if not quick:
-        found, peak = in_child(
-            __name__,
-            "bare",
-            stretches,
-            SEQUENCE_USERS,
-            "quick",
-            environment={"KERAS_BACKEND": "jax"},
-        )
+        found, peak = measured("bare", SEQUENCE_USERS, "jax")
         rows += beside_rows(found["rates"], peak)
     return rows
 
@@ -405,20 +327,16 @@ def measure(quick: bool = False) -> list[Row]:
 def row_of(case: str, backend: str, found: dict, peak: float, reference: float | None) -> Row:
     """The row of one model on one backend; `reference` is the rate on JAX."""
     rates = found["rates"]
-    value = statistics.median(rates)
-    return Row(
+    return Row.of(
         "throughput",
         f"{case}, {backend}",
-        value,
-        MODELS[case][1],
-        min(rates),
-        max(rates),
-        runs=len(rates),
+        rates,
+        MODELS[case][2],
         first=found["first"],
         peak_mib=peak,
         reference="jax" if reference else None,
         reference_value=reference,
-        ratio=value / reference if reference else None,
+        ratio=statistics.median(rates) / reference if reference else None,
         judged=False,
     )
 
@@ -434,26 +352,22 @@ def beside_rows(rates: dict[str, dict[str, list[float]]], peak: float) -> list[R
         value, bare = statistics.median(fit), statistics.median(loop)
         # the epochs of a pair follow each other, so what else the machine does weighs on both
         ratio = statistics.median(ours / theirs for ours, theirs in zip(fit, loop, strict=True))
-        aimed = name == "chapter"
-        met = ratio >= 1 / TARGET_SLOWDOWN
+        aim: dict[str, Any] = {}
+        if name == "chapter":
+            times, met = 1 / TARGET_SLOWDOWN, ratio >= 1 / TARGET_SLOWDOWN
+            limit = f"fit takes {1e6 / value:.1f} us a position, the bare loop {1e6 / bare:.1f}"
+            aim = {"target": f">= {times:g} times", "met": met, "limit": "" if met else limit}
         rows.append(
-            Row(
+            Row.of(
                 "throughput",
                 case,
-                value,
+                fit,
                 "positions/s",
-                min(fit),
-                max(fit),
-                runs=len(fit),
                 peak_mib=peak,
                 reference="bare JAX loop",
                 reference_value=bare,
                 ratio=ratio,
-                target=f">= {1 / TARGET_SLOWDOWN:g} times" if aimed else None,
-                met=met if aimed else None,
-                limit=""
-                if met or not aimed
-                else f"fit takes {1e6 / value:.1f} us a position, the bare loop {1e6 / bare:.1f}",
+                **aim,
             )
         )
     return rows

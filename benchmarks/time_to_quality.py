@@ -13,22 +13,18 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import throughput
-from benchmarks.measure import RESULTS, Row, finish, in_child, machine, newest
+from benchmarks.measure import RESULTS, Row, by_round, finish, in_child, machine, newest
 from benchmarks.recbole_peer import GOAL
 
 TARGET_TIMES = 10
 SEEDS = (42, 43, 44)
 
-#: Model: its chapter, and what trains it.
-MODELS: dict[str, tuple[str, Callable[..., int]]] = {
-    "SASRec": ("sasrec", throughput.train_sasrec),
-    "GRU4Rec": ("gru4rec", throughput.train_gru4rec),
-}
+MODELS = ("SASRec", "GRU4Rec")
 
 
 def first_reaches(curve: Sequence[dict[str, float]], goal: float) -> dict[str, float] | None:
@@ -40,7 +36,7 @@ def curve_of(model: str, seed: int, goal: float, **how: Any) -> tuple[list[dict[
     """Train a chapter's model until it reaches the goal, or ends: one dict an evaluation.
 
     Args:
-        model: a key of `MODELS`.
+        model: one of `MODELS`.
         seed: of the run.
         goal: validation NDCG@10 at which to stop.
         how: for `throughput.Chapter`.
@@ -85,10 +81,10 @@ def curve_of(model: str, seed: int, goal: float, **how: Any) -> tuple[list[dict[
             )
             self.model.stop_training = result.ndcg >= goal
 
-    name, train = MODELS[model]
+    name, train, _ = throughput.MODELS[model]
     chapter = throughput.Chapter(name, seed=seed, **how)
     started = time.perf_counter()
-    train(chapter, None, lambda recommender, split: [UntilGoal(recommender, split)])
+    train(chapter, None, lambda *given: [UntilGoal(*given)])
     return curve, chapter.data.source
 
 
@@ -102,8 +98,7 @@ def newest_peers(
         here: this machine; `machine()` when omitted.
 
     Returns:
-        `{"SASRec": curve, ...}` with points as in `curve_of`; empty without a file of this
-        machine.
+        `{"SASRec": curve, ...}` with points as in `curve_of`; empty without a file.
     """
     stored = newest("peers-*.json", folder, here or machine())
     return {one["model"]: one["curve"] for one in stored["models"]} if stored else {}
@@ -114,19 +109,13 @@ def measure(quick: bool = False) -> list[Row]:
     rows = []
     peers = {} if quick else newest_peers()
     for model in ["GRU4Rec"] if quick else MODELS:
-        curves, peaks = [], []
-        for seed in SEEDS[:1] if quick else SEEDS:
-            arguments = (model, seed, "smoke", 0.01) if quick else (model, seed, "quick", GOAL)
-            found, peak = in_child(__name__, *arguments)
-            curves.append(found["curve"])
-            peaks.append(peak)
-        real = found["source"] not in ("synthetic", "included")
-        rows += rows_of(
-            model if real else f"{model} on other data than 100K",
-            curves,
-            max(peaks),
-            peers.get(model) if real else None,
-        )
+        seeds, profile, goal = (SEEDS[:1], "smoke", 0.01) if quick else (SEEDS, "quick", GOAL)
+        found = [in_child(__name__, model, seed, profile, goal) for seed in seeds]
+        curves, peak = by_round(found, "curve"), max(peak for _, peak in found)
+        if {"synthetic", "included"} & {*by_round(found, "source")}:
+            rows += rows_of(f"{model} on other data than 100K", curves, peak, None)
+        else:
+            rows += rows_of(model, curves, peak, peers.get(model))
     return rows
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,19 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def load(name: str) -> ModuleType:
-    """Import one of the book's Sphinx extensions."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-book_results = load("book_results")
-book_pages = load("book_pages")
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+book_results, book_pages = map(importlib.import_module, ("book_results", "book_pages"))
 
 
 @pytest.fixture
@@ -41,64 +29,39 @@ def record() -> dict[str, Any]:
         "versions": {},
         "data": {"name": "100k", "source": "x", "num_users": 2, "num_movies": 3, "num_ratings": 4},
         "models": [
-            {
-                "model": "SASRec: made right",
-                "recipe": "made right",
-                "protocol": "leave-one-out",
-                "metrics": {"ndcg": {"value": 0.09612, "low": 0.0881, "high": 0.1049}},
-                "seconds": 264.0,
-            },
-            {
-                "model": "bias model",
-                "recipe": "made right",
-                "protocol": "rating",
-                "metrics": {"rmse": {"value": 0.22891, "low": None, "high": None}},
-                "seconds": None,
-            },
+            {"model": "SASRec: made right", "recipe": "made right", "protocol": "leave-one-out"}
+            | {"metrics": {"ndcg": {"value": 0.09612, "low": 0.0881, "high": 0.1049}}}
+            | {"seconds": 264.0},
+            {"model": "bias model", "recipe": "made right", "protocol": "rating", "seconds": None}
+            | {"metrics": {"rmse": {"value": 0.22891, "low": None, "high": None}}},
         ],
         "facts": {"c8_leaked_targets": 1812, "c8_share": 0.90321, "c1_error": "TypeError"},
     }
 
 
-def test_result_is_written_with_three_decimals(record: dict[str, Any]) -> None:
-    assert book_results.format_result(record, "SASRec: made right:ndcg") == "0.096"
-
-
-def test_rmse_is_written_with_four_decimals(record: dict[str, Any]) -> None:
-    assert book_results.format_result(record, "bias model:rmse") == "0.2289"
-
-
-def test_interval_reads_low_to_high(record: dict[str, Any]) -> None:
-    assert book_results.format_interval(record, "SASRec: made right:ndcg") == "0.088 to 0.105"
-
-
-def test_interval_that_was_not_measured_is_refused(record: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="without an interval"):
-        book_results.format_interval(record, "bias model:rmse")
-
-
 @pytest.mark.parametrize(
-    ("target", "text"),
+    ("write", "target", "text"),
     [
-        ("c8_leaked_targets", "1,812"),
-        ("c8_share:.0%", "90%"),
-        ("c8_share", "0.9032"),
-        ("c1_error", "TypeError"),
+        ("format_result", "SASRec: made right:ndcg", "0.096"),
+        ("format_result", "bias model:rmse", "0.2289"),
+        ("format_interval", "SASRec: made right:ndcg", "0.088 to 0.105"),
+        ("format_fact", "c8_leaked_targets", "1,812"),
+        ("format_fact", "c8_share:.0%", "90%"),
+        ("format_fact", "c8_share", "0.9032"),
+        ("format_fact", "c1_error", "TypeError"),
+        ("format_run", "data", "100k"),
     ],
 )
-def test_fact_is_written_by_its_type_or_format(
-    target: str, text: str, record: dict[str, Any]
+def test_what_was_measured_is_written_by_its_kind(
+    write: str, target: str, text: str, record: dict[str, Any]
 ) -> None:
-    assert book_results.format_fact(record, target) == text
-
-
-def test_run_field_is_written(record: dict[str, Any]) -> None:
-    assert book_results.format_run(record, "data") == "100k"
+    assert getattr(book_results, write)(record, target) == text
 
 
 @pytest.mark.parametrize(
     ("write", "target", "message"),
     [
+        ("format_interval", "bias model:rmse", "without an interval"),
         ("format_result", "nobody:ndcg", "no model 'nobody'; the models are 'SASRec: made right'"),
         ("format_result", "bias model:ndcg", "no metric 'ndcg' of 'bias model'; .* rmse"),
         ("format_fact", "c9", "no fact 'c9'; the facts are c1_error, c8_leaked"),
@@ -128,17 +91,14 @@ def test_target_without_a_chapter_is_refused() -> None:
         book_results.split_target("ndcg")
 
 
-def test_actions_follow_the_title() -> None:
+def test_actions_follow_the_title_and_only_what_colab_opens_has_its_button() -> None:
     links = {"colab": "https://colab.example/x?a=1&b=2", "notebook": "n.ipynb", "script": "n.py"}
     body = book_pages.insert_actions("<h1>Ranking</h1><p>Text</p>", links)
     assert body.startswith("<h1>Ranking</h1>\n<nav")
     assert "a=1&amp;b=2" in body
     assert body.index("Open in Colab") < body.index("Download .ipynb") < body.index("<p>Text")
-
-
-def test_page_that_cannot_be_opened_in_colab_has_no_such_button() -> None:
-    body = book_pages.insert_actions("<h1>T</h1>", {"notebook": "n.ipynb", "script": "n.py"})
-    assert "Colab" not in body
+    del links["colab"]
+    assert "Colab" not in book_pages.insert_actions("<h1>T</h1>", links)
 
 
 @pytest.mark.parametrize(
@@ -166,18 +126,9 @@ def test_missing_figure_fails_a_strict_build(tmp_path: Path, record: dict[str, A
     def build(text: str) -> str:
         (source / "index.rst").write_text(f"Title\n=====\n\n{text}\n")
         with docutils_namespace():
-            app = Sphinx(
-                source,
-                source,
-                tmp_path / "out",
-                tmp_path / "doctrees",
-                "html",
-                status=None,
-                warning=None,
-                warningiserror=True,
-                freshenv=True,
-            )
-            app.build()
+            places = (source, source, tmp_path / "out", tmp_path / "doctrees")
+            quiet: dict[str, Any] = {"status": None, "warning": None}
+            Sphinx(*places, "html", **quiet, warningiserror=True, freshenv=True).build()
         return (tmp_path / "out" / "index.html").read_text()
 
     assert '<span class="measured">0.096</span>' in build(
@@ -185,9 +136,8 @@ def test_missing_figure_fails_a_strict_build(tmp_path: Path, record: dict[str, A
     )
     with pytest.raises(SphinxError, match=r"no fact 'c99'; the facts are"):
         build(":fact:`toy:c99`")
-    (source / "results" / "own.json").write_text(
-        json.dumps({**record, "data": {**record["data"], "name": "my table"}})
-    )
+    own = record | {"data": record["data"] | {"name": "my table"}}
+    (source / "results" / "own.json").write_text(json.dumps(own))
     assert "not measured on this data" in build(":fact:`own:c99`")
     with pytest.raises(SphinxError, match=r"nowhere\.json does not exist; `make chapter"):
         build(":result:`nowhere:m:ndcg`")

@@ -7,13 +7,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from test_repository import copy_tree
+from test_repository import copy_tree, run_module
 
 from tools import book
 from tools.progress import Progress
@@ -29,13 +28,8 @@ RECORD = {
     "versions": {},
     "data": {"name": "100k", "source": "x", "num_users": 2, "num_movies": 3, "num_ratings": 4},
     "models": [
-        {
-            "model": "Toy",
-            "recipe": "made right",
-            "protocol": "leave-one-out",
-            "metrics": {"ndcg": {"value": 0.25, "low": 0.2, "high": 0.3}},
-            "seconds": 1.0,
-        }
+        {"model": "Toy", "recipe": "made right", "protocol": "leave-one-out", "seconds": 1.0}
+        | {"metrics": {"ndcg": {"value": 0.25, "low": 0.2, "high": 0.3}}}
     ],
     "facts": {},
 }
@@ -73,9 +67,7 @@ def tree(tmp_path, monkeypatch):
         "  - file: notebooks/one\n  - file: notebooks/two\n",
     }
     for name, text in files.items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        put(tmp_path / name, text)
     places = {"ROOT": "", "NOTEBOOKS": "notebooks", "RESULTS": "results", "BUILD": "_build"}
     for attribute, place in places.items():
         monkeypatch.setattr(book, attribute, tmp_path / place)
@@ -83,29 +75,30 @@ def tree(tmp_path, monkeypatch):
     return tmp_path
 
 
+def put(path, content):
+    """Write a text, or else what is to be JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+
+
 def append(path, text):
-    path.write_text(path.read_text("utf-8") + text, encoding="utf-8")
+    put(path, path.read_text("utf-8") + text)
 
 
 def replace(path, old, new):
     text = path.read_text("utf-8")
     assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
+    put(path, text.replace(old, new))
 
 
-def pretend(tree):
+def pretend(tree, record=RECORD):
     """What executing both chapters leaves, without a kernel."""
+    put(tree / "_build" / "results" / "one.json", record)
     for name in book.chapters():
-        notebook = book.read_source(name)
-        text = book.write(notebook)
-        (tree / "_build" / "executed").mkdir(parents=True, exist_ok=True)
-        (tree / "_build" / "executed" / f"{name}.ipynb").write_text(text, encoding="utf-8")
-        if name == "one":
-            (tree / "_build" / "results").mkdir(exist_ok=True)
-            (tree / "_build" / "results" / "one.json").write_text(json.dumps(RECORD), "utf-8")
+        file = tree / "_build" / "executed" / f"{name}.ipynb"
+        put(file, book.write(book.read_source(name)))
         stamp = {"digest": book.digest(name), "results": book.results_hash(name)}
-        stamp |= {"profile": "", "seconds": 3.0, "cells": [1.0, 2.0]}
-        (tree / "_build" / "executed" / f"{name}.json").write_text(json.dumps(stamp), "utf-8")
+        put(file.with_suffix(".json"), stamp | {"profile": "", "seconds": 3.0, "cells": [1.0, 2.0]})
 
 
 def tracked_files(tree):
@@ -128,13 +121,13 @@ class TestRun:
         assert (tree / "_build" / "results" / "one.json").is_file()
         assert len(book.stamp("one")["cells"]) == 2
         assert tracked_files(tree) == before
-        book.run([], force=False)
-        assert capsys.readouterr().out.count("unchanged") == 2
         append(tree / "notebooks" / "two.py", "print(2)\n")
         book.run([], force=False)
         out = capsys.readouterr().out
         assert "one: unchanged" in out
         assert "two: done" in out
+        book.run([], force=False)
+        assert capsys.readouterr().out.count("unchanged") == 2
 
     def test_a_failing_chapter_names_chapter_cell_and_error_and_keeps_the_older_one(self, tree):
         pretend(tree)
@@ -154,7 +147,7 @@ class TestRun:
     def test_scripts_run_and_a_failing_one_stops(self, tree, capfd):
         book.run_scripts(["two"])
         assert "two" in capfd.readouterr().out
-        (tree / "notebooks" / "one.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
+        put(tree / "notebooks" / "one.py", "raise SystemExit(3)\n")
         with pytest.raises(book.ChapterError, match="exit status 3"):
             book.run_scripts([])
 
@@ -168,7 +161,7 @@ class TestWhatDecides:
             lambda tree, patch: patch.setenv("RECTUTOR_SEED", "7"),
             lambda tree, patch: patch.setattr(book.platform, "python_version", lambda: "3.99"),
             lambda tree, patch: patch.setattr(book, "libraries", lambda: b"keras==99"),
-            lambda tree, patch: (tree / "_build" / "results" / "one.json").write_text("{}"),
+            lambda tree, patch: put(tree / "_build" / "results" / "one.json", {}),
             lambda tree, patch: (tree / "_build" / "executed" / "one.ipynb").unlink(),
         ],
         ids=["source", "package", "setting", "python", "libraries", "results", "notebook"],
@@ -181,7 +174,7 @@ class TestWhatDecides:
 
     def test_the_content_of_an_own_table_decides(self, tree, monkeypatch):
         table = tree / "own.csv"
-        table.write_text("user,item\n1,1\n", encoding="utf-8")
+        put(table, "user,item\n1,1\n")
         monkeypatch.setenv("RECTUTOR_DATA", str(table))
         pretend(tree)
         assert book.is_current("one")
@@ -207,25 +200,22 @@ class TestWhatDecides:
 
 class TestStage:
     def test_what_is_current_is_rendered_and_else_what_is_committed(self, tree):
-        (tree / "book").mkdir()
-        (tree / "book" / "intro.md").write_text("# Book\n", encoding="utf-8")
+        put(tree / "book" / "intro.md", "# Book\n")
         source = book.stage()
-        assert "outputs" in (source / "notebooks" / "one.ipynb").read_text("utf-8")  # none yet
-        (tree / "notebooks" / "one.ipynb").write_text("committed", encoding="utf-8")
-        (tree / "results").mkdir()
-        (tree / "results" / "one.json").write_text("committed", encoding="utf-8")
+        notebook, results = source / "notebooks" / "one.ipynb", source / "results" / "one.json"
+        assert "outputs" in notebook.read_text("utf-8")  # none yet
+        for staged in (notebook, results):
+            put(tree / staged.relative_to(source), "committed")
         book.stage()
-        assert (source / "notebooks" / "one.ipynb").read_text("utf-8") == "committed"
-        assert (source / "results" / "one.json").read_text("utf-8") == "committed"
+        assert notebook.read_text("utf-8") == results.read_text("utf-8") == "committed"
         pretend(tree)
         book.stage()
-        assert (source / "notebooks" / "one.ipynb").read_text("utf-8") != "committed"
-        assert json.loads((source / "results" / "one.json").read_text("utf-8")) == RECORD
+        assert notebook.read_text("utf-8") != "committed"
+        assert json.loads(results.read_text("utf-8")) == RECORD
 
     def test_only_what_changed_is_written_and_what_went_is_removed(self, tree):
-        (tree / "book").mkdir()
         for name in ("stays", "goes"):
-            (tree / "book" / f"{name}.md").write_text(f"# {name}\n", encoding="utf-8")
+            put(tree / "book" / f"{name}.md", f"# {name}\n")
         source = book.stage()
         page = source / "book" / "stays.md"
         os.utime(page, (1, 1))
@@ -237,8 +227,7 @@ class TestStage:
     def test_publishing_refuses_data_that_stands_in(self, tree, monkeypatch):
         monkeypatch.setenv("RECTUTOR_STRICT", "1")
         stored = RECORD | {"data": RECORD["data"] | {"source": "synthetic (seed 42)"}}
-        (tree / "results").mkdir()
-        (tree / "results" / "one.json").write_text(json.dumps(stored), encoding="utf-8")
+        put(tree / "results" / "one.json", stored)
         with pytest.raises(book.ChapterError, match="chapter one ran on 100k from synthetic"):
             book.render()
 
@@ -285,13 +274,7 @@ class TestRecord:
 
 def store(tree, data=None, **changes):
     """Change the results of chapter one as if it had been executed to them."""
-    record = RECORD | changes | {"data": RECORD["data"] | (data or {})}
-    (tree / "_build" / "results" / "one.json").write_text(json.dumps(record), encoding="utf-8")
-    for name in ("one", "two"):
-        file = tree / "_build" / "executed" / f"{name}.json"
-        stamp = json.loads(file.read_text("utf-8"))
-        stamp |= {"digest": book.digest(name), "results": book.results_hash(name)}
-        file.write_text(json.dumps(stamp), encoding="utf-8")
+    pretend(tree, RECORD | changes | {"data": RECORD["data"] | (data or {})})
 
 
 class TestRegistry:
@@ -302,12 +285,7 @@ class TestRegistry:
     @pytest.mark.parametrize(
         ("file", "old", "new", "reason"),
         [
-            (
-                "_toc.yml",
-                "  - file: notebooks/two\n",
-                "",
-                "'two' is in chapters.toml and not in",
-            ),
+            ("_toc.yml", "  - file: notebooks/two\n", "", "'two' is in chapters.toml and not in"),
             ("notebooks/chapters.toml", "[two]", "[three]", "'t.*' is in .* add it there"),
             ("notebooks/chapters.toml", 'metric = "ndcg"', "", r"\[one\]: give .* either metric"),
             ("notebooks/chapters.toml", 'title = "Two"', "", r"\[two\]: give title"),
@@ -320,8 +298,7 @@ class TestRegistry:
 
 
 class Clock:
-    def __init__(self):
-        self.now = 0.0
+    now = 0.0
 
     def __call__(self):
         return self.now
@@ -380,7 +357,7 @@ class TestProgress:
         assert progress.seconds_left() == pytest.approx(30.0)
 
     def test_the_recorded_times_serve_the_first_build(self, tree, monkeypatch):
-        (tree / "notebooks" / "times.json").write_text('{"one": [7.0]}', encoding="utf-8")
+        put(tree / "notebooks" / "times.json", {"one": [7.0]})
         assert book.cell_seconds("one") == [7.0]
         monkeypatch.setenv("RECTUTOR_PROFILE", "smoke")
         assert book.cell_seconds("one") == []
@@ -411,11 +388,7 @@ def test_a_chapter_is_added_with_a_script_a_line_and_an_entry_and_taken_out_agai
     copy_tree(tmp_path)
 
     def run(module, *arguments):
-        command = [sys.executable, "-m", module, *arguments]
-        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        done = run_module(tmp_path, module, *arguments)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
     def page(name):
@@ -423,9 +396,9 @@ def test_a_chapter_is_added_with_a_script_a_line_and_an_entry_and_taken_out_agai
         return BeautifulSoup(html, "html.parser").get_text()
 
     before = tracked_files(tmp_path)
-    record = json.dumps(RECORD | {"chapter": "toy"})
+    record, results = json.dumps(RECORD | {"chapter": "toy"}), tmp_path / "results" / "toy.json"
     script = tmp_path / "notebooks" / "toy.py"
-    script.write_text(TOY.format(record=record), encoding="utf-8")
+    put(script, TOY.format(record=record))
     line = "      - file: notebooks/leaderboard\n"
     replace(tmp_path / "_toc.yml", line, f"      - file: notebooks/toy\n{line}")
     entry = '\n[toy]\ntitle = "Toy"\nmetric = "ndcg"\npromise = "It is small."\n'
@@ -439,13 +412,13 @@ def test_a_chapter_is_added_with_a_script_a_line_and_an_entry_and_taken_out_agai
     assert "measured" in page("notebooks/toy")
     figures = "NDCG@10 (higher is better): made right 0.250 [0.200, 0.300]."
     assert f"Toy. It is small. {figures}" in page("book/intro")
-    shutil.copy(tmp_path / "_build" / "results" / "toy.json", tmp_path / "results")
+    shutil.copy(tmp_path / "_build" / "results" / "toy.json", results)
     run("tools.readme", "write")
     row = "| [Toy](notebooks/toy.ipynb) | NDCG@10 (higher is better) |  | 0.250 [0.200, 0.300] |  |"
     assert row in (tmp_path / "README.md").read_text("utf-8")
 
     script.unlink()
-    (tmp_path / "results" / "toy.json").unlink()
+    results.unlink()
     replace(tmp_path / "_toc.yml", "      - file: notebooks/toy\n", "")
     replace(tmp_path / "notebooks" / "chapters.toml", entry, "")
     run("tools.readme", "write")

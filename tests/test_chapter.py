@@ -30,10 +30,19 @@ def test_a_setting_without_a_value_for_each_profile_is_refused(run):
         run.settings(epochs=(5, 50))
 
 
-@pytest.mark.parametrize("seed", ["x", "-1", "1.5", " ", "2147483647", "4294967296"])
-def test_a_bad_seed_is_refused_at_once(seed, monkeypatch):
-    monkeypatch.setenv("RECTUTOR_SEED", seed)
-    with pytest.raises(ValueError, match=r"RECTUTOR_SEED is .* from 0 to 2147483646"):
+BAD_SEEDS = ("x", "-1", "1.5", " ", "2147483647", "4294967296")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *(("SEED", seed, r"RECTUTOR_SEED is .* from 0 to 2147483646") for seed in BAD_SEEDS),
+        ("PROFILE", "quickly", "'quickly'; set it to one of quick, full, smoke"),
+    ],
+)
+def test_a_bad_seed_or_profile_is_refused_at_once(name, value, message, monkeypatch):
+    monkeypatch.setenv(f"RECTUTOR_{name}", value)
+    with pytest.raises(ValueError, match=message):
         chapter.start("toy")
 
 
@@ -44,17 +53,10 @@ def test_the_lowest_and_the_highest_seed_do_all_that_chapters_do_with_them(seed,
     monkeypatch.setenv("RECTUTOR_SEED", str(seed))
     run = chapter.start("toy")
     keras.utils.set_random_seed(run.seed + 10)  # chapters use the seeds that follow, too
-    keras.layers.Dense(2, kernel_initializer=keras.initializers.GlorotUniform(run.seed + 10))(
-        np.ones((1, 2))
-    )
+    drawn = keras.initializers.GlorotUniform(run.seed + 10)
+    keras.layers.Dense(2, kernel_initializer=drawn)(np.ones((1, 2)))
     keras.layers.Dropout(0.5, seed=run.seed + 10)(np.ones((1, 2)), training=True)
     assert run.load_data("synthetic").num_users == 300
-
-
-def test_a_bad_profile_is_refused(monkeypatch):
-    monkeypatch.setenv("RECTUTOR_PROFILE", "quickly")
-    with pytest.raises(ValueError, match="'quickly'; set it to one of quick, full, smoke"):
-        chapter.start("toy")
 
 
 def test_an_empty_variable_is_an_unset_one(monkeypatch):
@@ -90,10 +92,9 @@ def test_packages_are_imported_quietly(tmp_path, monkeypatch, capfd):
 
 def test_without_a_gpu_the_profile_is_quick(monkeypatch):
     monkeypatch.delenv("RECTUTOR_PROFILE", raising=False)
-    monkeypatch.setattr(chapter, "_device", lambda backend: ("CPU", False))
-    assert chapter.start("toy").profile == "quick"
-    monkeypatch.setattr(chapter, "_device", lambda backend: ("GPU", True))
-    assert chapter.start("toy").profile == "full"
+    for device, profile in [(("CPU", False), "quick"), (("GPU", True), "full")]:
+        monkeypatch.setattr(chapter, "_device", lambda backend, found=device: found)
+        assert chapter.start("toy").profile == profile
 
 
 @pytest.mark.parametrize(
@@ -103,37 +104,21 @@ def test_the_device_of_every_backend_is_named(backend):
     assert chapter._device(backend) == (f"CPU ({os.cpu_count()} cores)", False)
 
 
-def test_loading_synthetic_data_says_where_it_came_from(run, capsys):
-    data = run.load_data("synthetic", needs=("ratings", "timestamps"))
-    assert data.num_users == 300
-    assert "from synthetic" in capsys.readouterr().out
-
-
 def test_a_table_of_your_own_takes_the_place_of_the_data_set(run, tmp_path, monkeypatch):
     table = tmp_path / "mine.csv"
     table.write_text("user,item,rating\nann,tea,5\nann,milk,3\nbob,tea,4\n", encoding="utf-8")
     monkeypatch.setenv("RECTUTOR_DATA", str(table))
     data = run.load_data("100k", needs=("ratings",))
     assert (data.num_users, data.num_movies, data.has_timestamps) == (2, 2, False)
-
-
-def test_a_chapter_without_what_it_needs_says_so_at_once(run, tmp_path, monkeypatch):
-    table = tmp_path / "mine.csv"
-    table.write_text("user,item\nann,tea\nbob,tea\n", encoding="utf-8")
-    monkeypatch.setenv("RECTUTOR_DATA", str(table))
     with pytest.raises(ValueError, match="timestamp"):
         run.load_data("100k", needs=("timestamps",))
 
 
-def test_what_is_recorded_is_saved(run):
-    run.load_data("synthetic")
-    run.record(
-        model="Mean",
-        recipe="baseline",
-        protocol="rating",
-        metrics={"rmse": 0.281, "rmse_stars": (1.12, 1.10, 1.14)},
-        seconds=0.5,
-    )
+def test_what_is_recorded_is_saved(run, capsys):
+    assert run.load_data("synthetic", needs=("ratings", "timestamps")).num_users == 300
+    assert "from synthetic" in capsys.readouterr().out
+    metrics = {"rmse": 0.281, "rmse_stars": (1.12, 1.10, 1.14)}
+    run.record(model="Mean", recipe="baseline", protocol="rating", metrics=metrics, seconds=0.5)
     run.fact("c1_raises", "ValueError")
     run.fact("c2_stars_off", np.float32(0.5))
     run.save()
@@ -155,28 +140,23 @@ def test_a_figure_and_tables_are_of_the_chapter(run, monkeypatch):
 
 
 def test_a_model_put_to_the_test_is_evaluated_and_recorded(run):
-    data = run.load_data("synthetic")
-    split = leave_one_out(data.ratings, num_users=data.num_users, num_movies=data.num_movies)
+    split = leave_one_out(run.load_data("synthetic"))
     popularity = Popularity().fit(split)
     found = run.test("popular", popularity, split, recipe="baseline", seconds=1.23456)
     assert found.on == "test"
     assert found.metrics == evaluate(popularity, split).metrics
     run.save()
     (saved,) = results.read(results.folder() / "toy.json")["models"]
-    assert (saved["model"], saved["recipe"], saved["protocol"], saved["seconds"]) == (
-        ("popular", "baseline", "leave-one-out", 1.235)
-    )
+    names = tuple(saved[name] for name in ("model", "recipe", "protocol", "seconds"))
+    assert names == ("popular", "baseline", "leave-one-out", 1.235)
     assert saved["metrics"]["ndcg"]["value"] == found.ndcg
 
 
-def test_records_that_do_not_fit_are_refused(run):
+def test_what_does_not_fit_or_has_no_data_is_refused(run):
     with pytest.raises(ValueError, match="recipe is 'best'"):
         run.record(model="x", recipe="best", protocol="rating", metrics={"rmse": 1.0})
     with pytest.raises(ValueError, match="store an int, a float or a short string"):
         run.fact("c1", [1, 2])
-
-
-def test_saving_without_data_is_refused(run):
     with pytest.raises(RuntimeError, match="load_data"):
         run.save()
 
@@ -192,9 +172,8 @@ def test_importing_the_package_is_light():
         "assert not heavy, heavy\n"
         "assert seconds < 1, seconds\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

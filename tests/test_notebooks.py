@@ -19,20 +19,22 @@ MODEL_CHAPTERS = models()
 MARKED = "nbval-check-output"
 
 
+EACH = pytest.mark.parametrize("name", CHAPTERS)
+EACH_MODEL = pytest.mark.parametrize("name", MODEL_CHAPTERS)
+
+
 @functools.cache
-def read(path, changed):
-    """A script or a notebook as cells; `changed` tells its versions apart."""
+def read(path):
+    """A script or a notebook as cells."""
     return jupytext.read(path) if path.suffix == ".py" else nbformat.read(path, as_version=4)
 
 
 def source(name):
-    path = NOTEBOOKS / f"{name}.py"
-    return read(path, path.stat().st_mtime_ns)
+    return read(NOTEBOOKS / f"{name}.py")
 
 
 def executed(name):
-    path = NOTEBOOKS / f"{name}.ipynb"
-    return read(path, path.stat().st_mtime_ns)
+    return read(NOTEBOOKS / f"{name}.ipynb")
 
 
 def tags(cell):
@@ -41,6 +43,10 @@ def tags(cell):
 
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
 def texts(cell):
@@ -59,16 +65,16 @@ def test_the_chapters_are_those_of_the_notebooks_folder():
     assert sorted(MODEL_CHAPTERS) == sorted(p.stem for p in (ROOT / "results").glob("*.json"))
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@EACH
 def test_script_and_notebook_hold_the_same_cells(name):
-    pair = [
-        [(cell.cell_type, cell.source, dict(cell.metadata)) for cell in notebook.cells]
-        for notebook in (source(name), executed(name))
-    ]
-    assert pair[0] == pair[1], f"{name}: run `make book` and `make record`"
+    script, notebook = (
+        [(cell.cell_type, cell.source, dict(cell.metadata)) for cell in read(name).cells]
+        for read in (source, executed)
+    )
+    assert script == notebook, f"{name}: run `make book` and `make record`"
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@EACH
 def test_writing_the_script_from_the_notebook_changes_nothing(name):
     script = (NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8")
     again = jupytext.writes(executed(name), fmt="py:percent")
@@ -76,13 +82,13 @@ def test_writing_the_script_from_the_notebook_changes_nothing(name):
     assert body.sub("", again).strip() == body.sub("", script).strip()
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@EACH
 def test_the_notebook_was_executed_from_top_to_bottom(name):
     counts = [cell.execution_count for cell in code_cells(executed(name)) if cell.source.strip()]
     assert counts == list(range(1, len(counts) + 1))
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@EACH
 def test_no_error_no_warning_no_progress_bar_in_the_outputs(name):
     for number, cell in enumerate(code_cells(executed(name)), start=1):
         for output in cell.outputs:
@@ -95,7 +101,7 @@ def test_no_error_no_warning_no_progress_bar_in_the_outputs(name):
         assert lines <= 80, f"{name}, code cell {number} prints {lines} lines"
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@EACH
 def test_every_figure_has_an_alternative_text(name):
     for number, cell in enumerate(code_cells(executed(name)), start=1):
         data = [output.get("data", {}) for output in cell.outputs]
@@ -106,14 +112,14 @@ def test_every_figure_has_an_alternative_text(name):
             assert "image/svg+xml" in pictures[0], f"{name}, code cell {number}: no SVG"
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@EACH
 def test_the_first_code_cell_makes_the_notebook_stand_alone(name):
     first = code_cells(source(name))[0]
     assert first.source == repository.bootstrap()
     assert "bootstrap" in tags(first)
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@EACH
 def test_facts_are_marked_for_exact_comparison(name):
     marked = [cell for cell in code_cells(executed(name)) if MARKED in tags(cell)]
     assert len(marked) >= 2
@@ -121,14 +127,14 @@ def test_facts_are_marked_for_exact_comparison(name):
         assert "".join(texts(cell)).strip(), f"{name}: a marked cell without output checks nothing"
 
 
-@pytest.mark.parametrize("name", MODEL_CHAPTERS)
+@EACH_MODEL
 def test_exercises_are_graded_and_solved_by_code_that_ran(name):
     notebook = executed(name)
-    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    exercises = re.findall(r":::+\{exercise\} (★+) .+\n:label: ([\w-]+)", prose)
-    assert len(exercises) >= 3
-    assert len({grade for grade, _ in exercises}) >= 2
-    assert [grade for grade, _ in exercises] == sorted(grade for grade, _ in exercises)
+    exercises = re.findall(r":::+\{exercise\} (★+) .+\n:label: ([\w-]+)", prose(notebook))
+    grades = [grade for grade, _ in exercises]
+    assert len(grades) >= 3
+    assert len({*grades}) >= 2
+    assert grades == sorted(grades)
     solving, solved = None, {}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -143,29 +149,23 @@ def test_exercises_are_graded_and_solved_by_code_that_ran(name):
     assert all(solved.values())
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@EACH
 def test_headings_never_skip_a_level(name):
     level = 0
-    for cell in source(name).cells:
-        if cell.cell_type != "markdown":
-            continue
-        for hashes in re.findall(
-            r"^(#+) ", re.sub(r"```.*?```", "", cell.source, flags=re.S), re.M
-        ):
-            assert len(hashes) <= level + 1, f"{name}: {hashes} after level {level}"
-            assert level == 0 or len(hashes) > 1, f"{name}: a second title"
-            level = len(hashes)
+    text = re.sub(r"```.*?```", "", prose(source(name)), flags=re.S)
+    for hashes in re.findall(r"^(#+) ", text, re.M):
+        assert len(hashes) <= level + 1, f"{name}: {hashes} after level {level}"
+        assert level == 0 or len(hashes) > 1, f"{name}: a second title"
+        level = len(hashes)
 
 
-@pytest.mark.parametrize("name", MODEL_CHAPTERS)
+@EACH_MODEL
 def test_a_chapter_credits_its_source_and_ends_with_summary_and_references(name):
-    prose = "\n".join(cell.source for cell in source(name).cells if cell.cell_type == "markdown")
-    assert "https://keras.io/keras_rs/examples/" in prose
-    assert "## Summary" in prose
-    assert "## References" in prose
+    for part in ("https://keras.io/keras_rs/examples/", "## Summary", "## References"):
+        assert part in prose(source(name))
 
 
-@pytest.mark.parametrize("name", MODEL_CHAPTERS)
+@EACH_MODEL
 def test_the_stored_results_belong_to_the_committed_notebook(name):
     stored = results.read(ROOT / "results" / f"{name}.json")
     assert stored["chapter"] == name
@@ -196,7 +196,7 @@ def test_every_correction_is_shown_where_it_occurs_and_listed():
             assert label in listed, f"book/corrections.md does not link to {label}"
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@EACH
 def test_jupytext_syncs_and_converts_the_pair_from_another_folder(name, tmp_path, monkeypatch):
     """`jupytext --sync` keeps the outputs, `jupytext --to py` gives the cells of the script."""
     (tmp_path / "notebooks").mkdir()
@@ -220,58 +220,42 @@ def test_jupytext_syncs_and_converts_the_pair_from_another_folder(name, tmp_path
 def test_a_cell_changed_on_one_side_is_noticed(tmp_path, monkeypatch):
     """The pairing test above can fail: plant a difference and see it."""
     name = CHAPTERS[0]
-    for ending in ("py", "ipynb"):
+    for ending, more in [("py", "\n# %%\nprint('new')\n"), ("ipynb", "")]:
         text = (NOTEBOOKS / f"{name}.{ending}").read_text(encoding="utf-8")
-        (tmp_path / f"{name}.{ending}").write_text(text, encoding="utf-8")
-    script = tmp_path / f"{name}.py"
-    script.write_text(script.read_text("utf-8") + "\n# %%\nprint('new')\n", encoding="utf-8")
+        (tmp_path / f"{name}.{ending}").write_text(text + more, encoding="utf-8")
     monkeypatch.setattr(sys.modules[__name__], "NOTEBOOKS", tmp_path)
     with pytest.raises(AssertionError, match="make record"):
         test_script_and_notebook_hold_the_same_cells(name)
 
 
-def lines_of_code(text):
-    """The lines of a cell that are neither blank nor a comment."""
-    lines = (line.strip() for line in text.splitlines())
-    return sum(bool(line) and not line.startswith("#") for line in lines)
-
-
-def model_classes(name):
-    """The classes of a chapter that derive from `keras.Model`, with the body of their cell."""
-    found = {}
-    for cell in code_cells(source(name)):
-        body = ast.parse(cell.source).body
-        for node in body:
-            bases = [ast.unparse(base) for base in getattr(node, "bases", ())]
-            if any(base in ("keras.Model", "Model") or base in found for base in bases):
-                found[node.name] = body
-    return found
-
-
-@pytest.mark.parametrize("name", CHAPTERS)
+@EACH
 def test_no_cell_is_longer_than_a_screen(name):
-    too_long = []
     for number, cell in enumerate(code_cells(source(name)), start=1):
         body = ast.parse(cell.source).body
         limit = 60 if len(body) == 1 and isinstance(body[0], ast.ClassDef) else 40
-        if (lines := lines_of_code(cell.source)) > limit:
-            too_long.append(f"code cell {number}: {lines} lines of at most {limit}")
-    assert too_long == []
+        lines = len(re.findall(r"^[^\S\n]*[^\s#]", cell.source, re.M))  # no comments, none blank
+        assert lines <= limit, f"code cell {number}: {lines} lines of at most {limit}"
 
 
-@pytest.mark.parametrize("name", MODEL_CHAPTERS)
+@EACH_MODEL
 def test_a_model_stands_alone_in_its_cell(name):
-    classes = model_classes(name)
-    assert classes
-    assert {model: len(body) for model, body in classes.items() if len(body) > 1} == {}
+    """A model is a class that derives from `keras.Model`."""
+    beside = {}
+    for cell in code_cells(source(name)):
+        body = ast.parse(cell.source).body
+        for node in body:
+            bases = {ast.unparse(base) for base in getattr(node, "bases", ())}
+            if bases & {"keras.Model", "Model", *beside}:
+                beside[node.name] = len(body) - 1
+    assert beside
+    assert not any(beside.values()), beside
 
 
-@pytest.mark.parametrize("name", MODEL_CHAPTERS)
+@EACH_MODEL
 def test_results_are_saved_once_after_everything_was_measured(name):
     """So a chapter that is stopped on its way leaves the older results as they were."""
     cells = [cell.source for cell in code_cells(source(name))]
-    saving = [number for number, text in enumerate(cells) if "run.save(" in text]
-    assert len(saving) == 1
-    assert "\nrun.save()" in f"\n{cells[saving[0]]}"
-    later = "\n".join(cells[saving[0] + 1 :])
+    (saving,) = (number for number, text in enumerate(cells) if "run.save(" in text)
+    assert "\nrun.save()" in f"\n{cells[saving]}"
+    later = "\n".join(cells[saving + 1 :])
     assert not re.search(r"\brun\.(record|fact|test)\(", later)

@@ -1,5 +1,6 @@
 """The repository's own promises: names agree, workflows are valid, nothing private leaks."""
 
+import functools
 import os
 import re
 import shutil
@@ -15,24 +16,38 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
-def run(*command, **options):
+YAML = {path.name: yaml.safe_load(path.read_text("utf-8")) for path in WORKFLOWS}
+EACH_WORKFLOW = pytest.mark.parametrize("workflow", YAML)
+
+
+def run(*command, folder=ROOT, **environment):
     return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False, **options
+        [*map(str, command)],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+def run_module(folder, module, *arguments):
+    """Run a module of the tree in that folder."""
+    command = (sys.executable, "-m", module, *arguments)
+    return run(*command, folder=folder, PYTHONPATH=str(folder))
 
 
 def tracked():
     """The files git tracks, or every file where there is no git."""
     if shutil.which("git") and (ROOT / ".git").exists():
-        names = subprocess.run(
-            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        return [ROOT / name for name in names if (ROOT / name).is_file()]
+        done = run("git", "ls-files")
+        assert done.returncode == 0, done.stderr
+        return [ROOT / name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
     return [path for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
 
 
 def test_every_file_names_the_same_repository():
-    done = run("-m", "tools.repository", "check")
+    done = run_module(ROOT, "tools.repository", "check")
     assert done.returncode == 0, done.stderr
 
 
@@ -48,18 +63,7 @@ def copy_tree(target):
 def copy(tmp_path):
     """A copy of the tree, and a function that runs `tools.repository` in it."""
     copy_tree(tmp_path)
-
-    def repository(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "tools.repository", *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return tmp_path, repository
+    return tmp_path, functools.partial(run_module, tmp_path, "tools.repository")
 
 
 def read(folder, name):
@@ -106,12 +110,7 @@ def test_an_edition_has_a_version_of_three_numbers(copy):
 @pytest.mark.parametrize(
     ("file", "old", "new", "problem"),
     [
-        (
-            "README.md",
-            "github.com/rectutor/",
-            "github.com/other/",
-            "README.md names other/",
-        ),
+        ("README.md", "github.com/rectutor/", "github.com/other/", "README.md names other/"),
         ("notebooks/ranking.py", "rectutor@main", "rectutor@old", "ranking.py names ref old"),
         ("_config.yml", "  branch: main", "  branch: old", "_config.yml names branch old"),
         ("_config.yml", "edit_branch: main", "edit_branch: old", "names edit branch old"),
@@ -129,27 +128,21 @@ def test_a_file_that_disagrees_is_found(file, old, new, problem, copy):
     assert problem in done.stderr
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_workflow_fits_the_schema(workflow):
-    done = run("-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", workflow)
+def test_workflows_fit_the_schema():
+    schema = ("--builtin-schema", "vendor.github-workflows")
+    done = run_module(ROOT, "check_jsonschema", *schema, *WORKFLOWS)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_workflows_have_no_known_security_mistake():
     zizmor = Path(sys.executable).parent / "zizmor"
-    done = subprocess.run(
-        [str(zizmor), "--offline", "--quiet", ".github/workflows"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(zizmor, "--offline", "--quiet", ".github/workflows")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+@EACH_WORKFLOW
 def test_workflow_uses_least_permissions_and_pinned_actions(workflow):
-    content = yaml.safe_load(workflow.read_text(encoding="utf-8"))
+    content = YAML[workflow]
     assert content["permissions"] == {}
     assert "concurrency" in content
     for job in content["jobs"].values():
@@ -160,24 +153,23 @@ def test_workflow_uses_least_permissions_and_pinned_actions(workflow):
                 assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"]), step["uses"]
 
 
-def test_every_workflow_step_runs_a_command_of_the_tree():
+@EACH_WORKFLOW
+def test_every_workflow_step_runs_a_command_of_the_tree(workflow):
     """A `run:` step is a make target that exists, `.ci/run`, or one of the two GPU lines."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
-    gpu_only = {
+    others = {
+        "bash .ci/run",
         ".venv/bin/python -m pip install -r requirements-gpu.txt",
         ".venv/bin/python -c \"import jax; assert jax.devices()[0].platform == 'gpu'\"",
     }
-    for workflow in WORKFLOWS:
-        for job in yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"].values():
-            for command in (step["run"] for step in job.get("steps", ()) if "run" in step):
-                if command.startswith("make "):
-                    assert command.split()[1] in targets, f"{workflow.name}: {command}"
-                else:
-                    assert command in gpu_only | {"bash .ci/run"}, f"{workflow.name}: {command}"
+    for job in YAML[workflow]["jobs"].values():
+        for command in (step["run"] for step in job.get("steps", ()) if "run" in step):
+            made = command.startswith("make ") and command.split()[1] in targets
+            assert made or command in others
 
 
 def test_an_edition_is_published_from_its_tag_after_the_tests():
-    publish = yaml.safe_load((ROOT / ".github/workflows/publish.yml").read_text("utf-8"))
+    publish = YAML["publish.yml"]
     assert publish[True]["push"] == {"tags": ["v*"]}  # YAML reads the key `on` as true
     jobs = publish["jobs"]
     assert jobs["tests"]["uses"] == "./.github/workflows/tests.yml"
@@ -193,8 +185,8 @@ def test_the_python_versions_are_said_alike():
     assert "(3, 11, 5) <= sys.version_info < (3, 14)" in install
     for page in ("README.md", "book/getting_started.md"):
         assert "Python 3.11 (from 3.11.5), 3.12 or 3.13" in (ROOT / page).read_text("utf-8")
-    tests = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text("utf-8"))
-    assert tests["jobs"]["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    matrix = YAML["tests.yml"]["jobs"]["test"]["strategy"]["matrix"]
+    assert matrix["python"] == ["3.11", "3.12", "3.13"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
@@ -207,14 +199,7 @@ def test_another_python_is_refused_kindly_before_anything_is_made(version, tmp_p
         encoding="utf-8",
     )
     python.chmod(0o755)
-    done = subprocess.run(
-        ["sh", "tools/install.sh"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHON": str(python), "VENV": str(tmp_path / "env")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("sh", "tools/install.sh", PYTHON=str(python), VENV=str(tmp_path / "env"))
     assert done.returncode == 1
     assert "install on Python 3.11 (from 3.11.5), 3.12 and 3.13" in done.stderr
     assert not (tmp_path / "env").exists()
@@ -235,12 +220,11 @@ def test_ci_runs_the_test_command_strictly():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "set -euo pipefail" in script
     assert script.rstrip().endswith("make test")
-    done = subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT, check=False)
-    assert done.returncode == 0
+    assert run("bash", "-n", ".ci/run").returncode == 0
 
 
 def test_make_without_a_target_lists_the_targets():
-    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run("make")
     assert done.returncode == 0
     for target in ("book", "record", "check", "test", "html", "chapter", "clean"):
         assert f"make {target}" in done.stdout

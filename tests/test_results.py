@@ -1,12 +1,15 @@
 """Results files: whole or not at all, and of one schema."""
 
 import copy
+import functools
 import json
+import operator
 import os
 import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,21 +25,11 @@ RECORD = {
     "backend": "jax",
     "device": "CPU (2 cores)",
     "versions": {"python": "3.11.7"},
-    "data": {
-        "name": "100k",
-        "source": "grouplens",
-        "num_users": 943,
-        "num_movies": 1682,
-        "num_ratings": 100_000,
-    },
+    "data": {"name": "100k", "source": "grouplens"}
+    | {"num_users": 943, "num_movies": 1682, "num_ratings": 100_000},
     "models": [
-        {
-            "model": "Popularity",
-            "recipe": "baseline",
-            "protocol": "leave-one-out",
-            "metrics": {"ndcg": {"value": 0.045, "low": 0.035, "high": 0.055}},
-            "seconds": None,
-        }
+        {"model": "Popularity", "recipe": "baseline", "protocol": "leave-one-out", "seconds": None}
+        | {"metrics": {"ndcg": {"value": 0.045, "low": 0.035, "high": 0.055}}}
     ],
     "facts": {"c2_stars_off": 0.41},
 }
@@ -45,13 +38,11 @@ RECORD = {
 def changed(path, value):
     """RECORD with one field replaced (or removed, for `...`)."""
     record = copy.deepcopy(RECORD)
-    place = record
-    for step in path[:-1]:
-        place = place[step]
+    *steps, last = path
+    place = functools.reduce(operator.getitem, steps, record)
+    place[last] = value
     if value is ...:
-        del place[path[-1]]
-    else:
-        place[path[-1]] = value
+        del place[last]
     return record
 
 
@@ -81,12 +72,9 @@ def test_what_has_run_lies_over_what_is_committed_in_a_stable_order(checkout, tm
     assert results.read_all(tmp_path / "nowhere") == {}
 
 
-def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
+def test_a_missing_or_broken_file_names_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="make chapter NAME=sasrec"):
         results.read(tmp_path / "sasrec.json")
-
-
-def test_a_broken_file_names_the_remedy(tmp_path):
     (tmp_path / "toy.json").write_text('{"schema": 1,', encoding="utf-8")
     with pytest.raises(ValueError, match=r"is not JSON .* run the chapter again"):
         results.read(tmp_path / "toy.json")
@@ -113,18 +101,15 @@ def test_a_broken_file_names_the_remedy(tmp_path):
     ],
 )
 def test_a_record_that_does_not_fit_is_refused_and_nothing_written(tmp_path, path, value, message):
-    record = changed(path, value)
     with pytest.raises(ValueError, match=message):
-        results.write(record, tmp_path / "toy.json")
+        results.write(changed(path, value), tmp_path / "toy.json")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = results.write(RECORD, tmp_path / "toy.json")
 
-    def full(_descriptor):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         results.write(changed(["seed"], 7), path)
@@ -136,33 +121,26 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     """SIGKILL at a random moment of a loop that writes: the file on disk is always whole."""
     path = results.write(RECORD, tmp_path / "toy.json")
     script = (
-        "import json, pathlib, sys; from rectutor import results\n"
+        "import json, pathlib; from rectutor import results\n"
         f"path = pathlib.Path({str(path)!r}); record = json.loads(path.read_text())\n"
         "print('go', flush=True)\n"
-        "while True:\n"
-        "    record['seed'] += 1; results.write(record, path)\n"
+        "while True: record['seed'] += 1; results.write(record, path)\n"
     )
+    command = [sys.executable, "-c", script]
     for delay in (0.01, 0.03, 0.07):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=tmp_path
-        )
-        writer.stdout.readline()
-        time.sleep(delay)
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path) as writer:
+            writer.stdout.readline()
+            time.sleep(delay)
+            writer.send_signal(signal.SIGKILL)
         results.read(path)
 
 
-def test_the_folder_follows_the_environment(tmp_path, checkout, monkeypatch):
-    monkeypatch.setenv("RECTUTOR_RESULTS", str(tmp_path / "here"))
-    assert results.folder() == tmp_path / "here"
-
-
-def test_in_a_checkout_the_folder_is_untracked(checkout, monkeypatch):
+def test_in_a_checkout_the_folder_is_untracked_or_the_environments(checkout, monkeypatch):
     for place in (checkout / "notebooks", checkout):
         monkeypatch.chdir(place)
         assert results.folder() == checkout / "_build" / "results"
+    monkeypatch.setenv("RECTUTOR_RESULTS", str(checkout / "here"))
+    assert results.folder() == checkout / "here"
 
 
 def test_outside_a_checkout_the_folder_is_beside_the_reader(tmp_path, monkeypatch):
@@ -183,13 +161,9 @@ def test_messages_name_no_place_of_the_machine(checkout, monkeypatch):
 
 
 def test_an_entry_takes_numbers_triples_and_intervals():
-    made = results.entry(
-        model="x",
-        recipe="step",
-        protocol="rating",
-        metrics={"a": np.float32(0.5), "b": (1, 0, 2), "c": Interval(0.2, 0.1, 0.3)},
-        seconds=0.12345,
-    )
+    metrics = {"a": np.float32(0.5), "b": (1, 0, 2), "c": Interval(0.2, 0.1, 0.3)}
+    names = {"model": "x", "recipe": "step", "protocol": "rating"}
+    made = results.entry(**names, metrics=metrics, seconds=0.12345)
     assert made["metrics"] == {
         "a": {"value": 0.5, "low": None, "high": None},
         "b": {"value": 1.0, "low": 0.0, "high": 2.0},
