@@ -17,8 +17,6 @@ from rectutor import _sources, _tables
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-GENRES = _tables.GENRES_100K
-
 
 def interactions(users: int, movies: list[int], rows: int, seed: int = 0) -> np.ndarray:
     """`(rows, 4)` user, movie, rating, timestamp: pairs that occur once, every id at least once."""
@@ -27,14 +25,9 @@ def interactions(users: int, movies: list[int], rows: int, seed: int = 0) -> np.
     every = (each % users) * len(movies) + each % len(movies)
     others = rng.permutation(users * len(movies))
     chosen = np.concatenate([every, others[~np.isin(others, every)]])[:rows]
-    return np.column_stack(
-        [
-            chosen // len(movies) + 1,
-            np.array(movies)[chosen % len(movies)],
-            rng.integers(1, 6, len(chosen)),
-            874_000_000 + rng.integers(0, 10_000, len(chosen)),
-        ]
-    )
+    user, movie = chosen // len(movies) + 1, np.array(movies)[chosen % len(movies)]
+    stars, seconds = rng.integers(1, 6, len(chosen)), rng.integers(0, 10_000, len(chosen))
+    return np.column_stack([user, movie, stars, 874_000_000 + seconds])
 
 
 def titles(count: int) -> list[str]:
@@ -64,7 +57,7 @@ def files_recbole(members: dict[str, bytes]) -> dict[str, bytes]:
     items = ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"]
     for line in members["ml-100k/u.item"].decode("latin-1").splitlines():
         number, title, _, _, _, *flags = line.split("|")
-        names = " ".join(GENRES[g] for g in range(19) if flags[g] == "1")
+        names = " ".join(_tables.GENRES_100K[g] for g in range(19) if flags[g] == "1")
         items.append("\t".join([number, title[:-7], title[-5:-1], names]))
     people = members["ml-100k/u.user"].decode().replace("|", "\t")
     folder = "recbole/dataset_example/ml-100k/ml-100k"
@@ -125,13 +118,8 @@ def expect(monkeypatch, content, members, name="100k", source="grouplens", url=N
     """Make the loader expect `content` where it expects the archive of a source."""
     real = _sources.ARCHIVES[source, name]
     by_member = {k: sha256(members[v]) for k, v in real.members.items() if k in real.member_sha256}
-    fake = dataclasses.replace(
-        real,
-        url=url or real.url,
-        size=len(content),
-        sha256=sha256(content),
-        member_sha256=by_member,
-    )
+    known = {"url": url or real.url, "size": len(content), "sha256": sha256(content)}
+    fake = dataclasses.replace(real, **known, member_sha256=by_member)
     monkeypatch.setitem(_sources.ARCHIVES, (source, name), fake)
 
 
@@ -159,8 +147,7 @@ def server(answer):
         running.block_on_close = False
         address = Address(f"http://127.0.0.1:{running.server_address[1]}")
         address.requests = []
-        thread = threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
+        threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True).start()
         try:
             yield address
         finally:
@@ -179,10 +166,7 @@ def send(handler, body: bytes, status: int = 200, length: int | None = None, **h
 
 def stall(handler, body: bytes, seconds: float) -> None:
     """Answer with half of the body, and then nothing for a while."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    handler.wfile.write(body[: len(body) // 2])
+    send(handler, body[: len(body) // 2], length=len(body))
     handler.wfile.flush()
     time.sleep(seconds)
 

@@ -42,12 +42,13 @@ def load(frame, **changes):
 # --- the data set itself ------------------------------------------------------------------------
 
 
-def test_importing_the_data_module_imports_no_framework():
+@pytest.mark.parametrize("module", ["data", "batches"])
+def test_importing_it_imports_no_framework(module):
     code = (
-        "import sys, rectutor.data\n"
+        f"import sys, rectutor.{module}\n"
         "heavy = {'tensorflow', 'jax', 'keras', 'torch', 'scipy', 'matplotlib'}\n"
-        "loaded = heavy & set(sys.modules)\n"
-        "assert not loaded, loaded"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        f"assert not hasattr(rectutor.{module}, 'Other')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -57,9 +58,8 @@ def test_a_data_set_is_fixed_and_looks_titles_up_by_arrays_of_any_shape():
     assert small.titles[0] == "(padding)"
     assert small.titles[np.array([[1, 2], [0, 4]])].shape == (2, 2)
     assert len(small.titles) == 5
-    assert (
-        repr(small) == "Dataset('synthetic' from 'synthetic': 12 interactions, 5 users, 4 movies)"
-    )
+    size = "12 interactions, 5 users, 4 movies"
+    assert repr(small) == f"Dataset('synthetic' from 'synthetic': {size})"
     with pytest.raises(AttributeError):
         small.name = "other"
 
@@ -75,10 +75,9 @@ def test_require_names_everything_that_is_lacking_and_the_remedy():
     with pytest.raises(ValueError, match="cannot serve here") as caught:
         plain.require("ratings", "timestamps", "genres", "users", min_users=50, min_movies=9)
     message = str(caught.value)
-    for words in ("from_dataframe(rating=...)", "from_dataframe(timestamp=...)", "genres", "users"):
-        assert words in message
-    assert "at least 50 users: there are 3" in message
-    assert "at least 9 movies: there are 3" in message
+    few = ("at least 50 users: there are 3", "at least 9 movies: there are 3")
+    columns = ("from_dataframe(rating=...)", "from_dataframe(timestamp=...)", "genres", "users")
+    assert [words for words in (*columns, *few) if words not in message] == []
     assert "interactions;" not in message
 
 
@@ -111,9 +110,8 @@ def test_synthetic_data_has_the_schema_of_movielens(made):
 def test_synthetic_data_depends_on_the_seed_alone(made):
     again = data.synthetic(300, 200, 12_000, seed=7)
     other = data.synthetic(300, 200, 12_000, seed=8)
-    pd.testing.assert_frame_equal(made.ratings, again.ratings)
-    pd.testing.assert_frame_equal(made.movies, again.movies)
-    pd.testing.assert_frame_equal(made.users, again.users)
+    for name in ("ratings", "movies", "users"):
+        pd.testing.assert_frame_equal(getattr(made, name), getattr(again, name))
     assert not made.ratings["movie_id"].equals(other.ratings["movie_id"])
 
 
@@ -256,10 +254,9 @@ def test_a_frame_becomes_a_data_set_of_the_same_schema():
     assert made.ratings["rating"].tolist() == [5, 4, 3, 1]
     assert made.ratings["timestamp"].tolist() == [30, 10, 20, 40]
     assert made.ratings["original_movie_id"].tolist() == ["tea", "tea", "jam", "ale"]
-    kinds = dict(made.ratings.dtypes.astype(str).items())
-    assert {k: kinds[k] for k in list(RATINGS_COLUMNS)[:4]} == dict(
-        list(RATINGS_COLUMNS.items())[:4]
-    )
+    assert list(made.ratings) == list(RATINGS_COLUMNS)
+    kinds = made.ratings.dtypes.astype(str).tolist()
+    assert kinds[:4] == list(RATINGS_COLUMNS.values())[:4]
     assert list(made.titles) == ["(padding)", "Ale (2001)", "Jam", "Tea (1990)"]
     assert made.movies["year"].tolist()[0] == 2001
     assert pd.isna(made.movies["year"].iloc[1])
@@ -310,20 +307,14 @@ def test_ids_of_any_kind_are_numbered_from_one(ids):
     assert made.titles[made.ratings["movie_id"]].tolist() == texts
 
 
-def test_rows_keep_their_order_and_duplicates_stay():
-    frame = pd.concat([table(), table()], ignore_index=True)
-    made = load(frame)
-    assert len(made.ratings) == 8
-    assert made.ratings["timestamp"].tolist() == frame["when"].tolist()
-
-
-def test_the_frame_is_left_alone_and_its_index_does_not_matter():
-    frame = table().set_index(pd.Index([9, 9, 4, 1]))
+def test_rows_keep_their_order_and_the_frame_is_left_alone_whatever_its_index():
+    frame = pd.concat([table().set_index(pd.Index([9, 9, 4, 1]))] * 2)  # duplicates stay
     copy = frame.copy(deep=True)
     made = load(frame, title="name")
     pd.testing.assert_frame_equal(frame, copy)
-    assert made.ratings.index.tolist() == [0, 1, 2, 3]
-    assert made.ratings["rating"].tolist() == [5, 4, 3, 1]
+    assert made.ratings.index.tolist() == list(range(8))
+    assert made.ratings["rating"].tolist() == [5, 4, 3, 1] * 2
+    assert made.ratings["timestamp"].tolist() == frame["when"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -377,10 +368,8 @@ UNICODE_TROUBLE = [
 
 
 def test_titles_with_every_unicode_trouble_are_kept():
-    count = len(UNICODE_TROUBLE)
-    frame = pd.DataFrame(
-        {"u": [1] * count, "m": range(count), "t": pd.Series(UNICODE_TROUBLE, dtype=object)}
-    )
+    titles = pd.Series(UNICODE_TROUBLE, dtype=object)
+    frame = pd.DataFrame({"u": 1, "m": range(len(titles)), "t": titles})
     made = data.from_dataframe(frame, user="u", item="m", title="t")
     assert made.titles[1:].tolist() == UNICODE_TROUBLE
     assert made.movies["year"].dropna().tolist() == [1954]
@@ -404,44 +393,8 @@ def test_missing_titles_are_the_ids_and_others_are_text():
         (table(), {"title": "x"}, ValueError, "title='x'"),
         (table(), {"user": None}, TypeError, "user must be the name of a column"),
         (table(), {"rating": 3}, TypeError, "rating must be the name of a column.* not 3"),
-        (
-            pd.concat([table(), table()[["who"]]], axis=1),
-            {},
-            ValueError,
-            "user='who': the frame has 2 columns",
-        ),
-        (
-            table(who=["a", None, "b", None]),
-            {},
-            ValueError,
-            r"column 'who' \(user\) is missing; .*row 1: .*row 3: .*\(2 in all\)",
-        ),
-        (table(what=[1.0, np.nan, 2.0, 3.0]), {}, ValueError, r"'what' \(item\).*row 1: .*nan"),
+        (table()[[*table(), "who"]], {}, ValueError, "user='who': the frame has 2 columns"),
         (table(what=[[1], [2], [3], [4]]), {}, TypeError, r"'what' \(item\) holds ids that cannot"),
-        (table(stars=[5, np.nan, 3, 1]), {}, ValueError, r"'stars' \(rating\).*row 1: .*nan"),
-        (table(stars=[5, np.inf, 3, 1]), {}, ValueError, r"'stars' \(rating\).*row 1: .*inf"),
-        (
-            table(stars=["5", "good", "3", "1"]),
-            {},
-            ValueError,
-            r"'stars'.*row 1: 'good' \(1 in all",
-        ),
-        (
-            table(stars=pd.to_datetime(["2020-01-01"] * 4)),
-            {},
-            ValueError,
-            r"'stars' \(rating\) is no finite number.*, \.\.\. \(4 in all\)",
-        ),
-        (table(when=[1.0, np.nan, 2.0, 3.0]), {}, ValueError, r"'when' \(timestamp\) is missing"),
-        (table(when=[1.0, np.inf, 2.0, 3.0]), {}, ValueError, r"is out of range; .*row 1: .*inf"),
-        (table(when=[1, 2**63, 2, 3]), {}, ValueError, "is out of range; .*row 1"),
-        (table(when=["2020-01-01"] * 4), {}, ValueError, r"'when'.*'2020-01-01'.*pd.to_datetime"),
-        (
-            table(when=pd.to_datetime(["2020-01-01", None, "2020-01-01", "2020-01-01"])),
-            {},
-            ValueError,
-            r"is missing; .*row 1: NaT",
-        ),
     ],
 )
 def test_from_dataframe_names_what_is_wrong(frame, changes, error, words):
@@ -449,18 +402,36 @@ def test_from_dataframe_names_what_is_wrong(frame, changes, error, words):
         load(frame, **changes)
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.text(max_size=3),
-            st.integers(-(2**40), 2**40),
-            st.integers(1, 5),
-            st.integers(-(2**40), 2**40),
-        ),
-        min_size=1,
-        max_size=30,
-    )
+nan, inf = math.nan, math.inf
+A_DAY = pd.to_datetime(["2020-01-01"] * 4)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("who", ["a", None, "b", None], r" \(user\) is missing; .*row 1: .*row 3: .*\(2 in all\)"),
+        ("what", [1.0, nan, 2.0, 3.0], r" \(item\).*row 1: .*nan"),
+        ("stars", [5, nan, 3, 1], r" \(rating\).*row 1: .*nan"),
+        ("stars", [5, inf, 3, 1], r" \(rating\).*row 1: .*inf"),
+        ("stars", ["5", "good", "3", "1"], r".*row 1: 'good' \(1 in all"),
+        ("stars", A_DAY, r" \(rating\) is no finite number.*, \.\.\. \(4 in all\)"),
+        ("when", [1.0, nan, 2.0, 3.0], r" \(timestamp\) is missing"),
+        ("when", [1.0, inf, 2.0, 3.0], r".*is out of range; .*row 1: .*inf"),
+        ("when", [1, 2**63, 2, 3], ".*is out of range; .*row 1"),
+        ("when", ["2020-01-01"] * 4, r".*'2020-01-01'.*pd.to_datetime"),
+        ("when", A_DAY.where([True, False, True, True]), ".*is missing; .*row 1: NaT"),
+    ],
 )
+def test_from_dataframe_names_the_rows_that_are_wrong(column, values, words):
+    with pytest.raises(ValueError, match=f"column '{column}'{words}"):
+        load(table(**{column: values}))
+
+
+NUMBERS = st.integers(-(2**40), 2**40)
+ROWS = st.tuples(st.text(max_size=3), NUMBERS, st.integers(1, 5), NUMBERS)
+
+
+@given(st.lists(ROWS, min_size=1, max_size=30))
 def test_nothing_of_a_frame_is_lost(rows):
     """Every interaction can be read back from the data set."""
     frame = pd.DataFrame(rows, columns=["u", "m", "r", "t"])
@@ -476,14 +447,9 @@ def test_nothing_of_a_frame_is_lost(rows):
 def test_ten_million_rows_are_fine():
     rng = np.random.default_rng(0)
     size = 10_000_000
-    frame = pd.DataFrame(
-        {
-            "u": rng.integers(0, 100_000, size),
-            "m": rng.integers(0, 20_000, size),
-            "r": rng.integers(1, 6, size, dtype=np.int8),
-            "t": np.arange(size),
-        }
-    )
+    users, movies = rng.integers(0, 100_000, size), rng.integers(0, 20_000, size)
+    stars = rng.integers(1, 6, size, dtype=np.int8)
+    frame = pd.DataFrame({"u": users, "m": movies, "r": stars, "t": np.arange(size)})
     started = time.process_time()
     made = data.from_dataframe(frame, user="u", item="m", rating="r", timestamp="t")
     assert time.process_time() - started < 30.0  # about 2 s where the machine is free

