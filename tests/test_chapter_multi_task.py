@@ -120,6 +120,11 @@ def joint_by_hand(model, x, y):
     return np.mean(logsumexp(scores, axis=1) - own), (y - rated) ** 2
 
 
+def test_task_weights_put_ignorant_guesses_at_one(chapter):
+    first, second = chapter.task_weights_for(0.3, MOVIES, 0.08)
+    np.testing.assert_allclose([first * math.log(MOVIES), second * 0.08], [0.7, 0.3])
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
 def test_joint_loss_is_the_two_means_on_one_scale(chapter, x, y, alpha):
     model = joint(chapter)
