@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import RESULTS, ROOT, Row, machine, newest, store
+from tools import book
 
 CHAPTER_RESULTS = ROOT / "results"
-CHAPTERS = ("ranking", "retrieval", "gru4rec", "sasrec", "multi_task")
 OTHER_SEEDS = (1, 2)
 METRICS = {"leave-one-out": {"hit_rate": "HR@10", "ndcg": "NDCG@10"}, "rating": {"rmse": "RMSE"}}
 SHOWN = ("made right", "step")
@@ -41,7 +41,7 @@ TARGETS = {
 
 def read_seed_42(folder: Path = CHAPTER_RESULTS) -> dict[str, dict[str, Any]]:
     """The chapters' stored results, by chapter; those that have not run are left out."""
-    files = {chapter: folder / f"{chapter}.json" for chapter in CHAPTERS}
+    files = {chapter: folder / f"{chapter}.json" for chapter in book.models()}
     return {
         chapter: json.loads(file.read_text(encoding="utf-8"))
         for chapter, file in files.items()
@@ -160,11 +160,9 @@ def limit_of(record: dict[str, Any], entry: dict[str, Any], metric: str, wanted:
         if all(model[field] == entry[field] for field in ("model", "recipe", "protocol"))
     )
     best = (min if metric == "rmse" else max)(
-
-            (model["metrics"][metric]["value"], model["model"])
-            for model in record["models"]
-            if model["protocol"] == entry["protocol"] and metric in model["metrics"]
-
+        (model["metrics"][metric]["value"], model["model"])
+        for model in record["models"]
+        if model["protocol"] == entry["protocol"] and metric in model["metrics"]
     )
     line = f"seed {record['seed']} gives {stored['value']:.4f}"
     if stored["low"] is not None:
@@ -193,7 +191,7 @@ def run_seeds(names: list[str]) -> Path:
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         runs = {
             pool.submit(run_chapter, chapter, seed): (chapter, seed)
-            for chapter in names or CHAPTERS
+            for chapter in names or book.models()
             for seed in OTHER_SEEDS
         }
         for run in concurrent.futures.as_completed(runs):
