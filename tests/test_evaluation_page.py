@@ -44,11 +44,8 @@ def timelines():
 
 @pytest.fixture(scope="module")
 def split():
-    rows = [
-        (user, IDS[movie])
-        for user, movies in enumerate(timelines().values(), start=1)
-        for movie in movies
-    ]
+    watched = enumerate(timelines().values(), start=1)
+    rows = [(user, IDS[movie]) for user, movies in watched for movie in movies]
     ratings = pd.DataFrame(rows, columns=["user_id", "movie_id"])
     return leave_one_out(ratings.assign(timestamp=np.arange(len(rows))))
 
@@ -76,18 +73,15 @@ def test_the_figure_the_table_and_the_code_tell_the_same_story(split):
 
 def test_the_table_of_lists_follows_from_the_table_of_scores(recommender, split):
     """By the page's own words: cross out the seen, sort, the target last among equals."""
-    scores = {
-        row[0]: dict(zip("ABCDEF", map(float, row[1:7]), strict=True))
-        for row in table("scores")[1:]
-    }
-    given = {row[0]: (row[7].split(), row[8]) for row in table("scores")[1:]}
+    cells = {row[0]: row for row in table("scores")[1:]}
     result = evaluate(recommender, split, k=2)
     rows = table("user")[1:]
     columns = {"hit": "hit_rate", "NDCG": "ndcg", "MRR": "mrr"}
     for place, (name, rest, best, rank, *metrics) in enumerate(rows[:-1]):
-        seen, target = given[name]
+        scores = dict(zip("ABCDEF", map(float, cells[name][1:7]), strict=True))
+        seen, target = cells[name][7].split(), cells[name][8]
         left = [movie for movie in "ABCDEF" if movie not in seen]
-        ordered = sorted(left, key=lambda m: (-scores[name][m], m == target, m))
+        ordered = sorted(left, key=lambda m: (-scores[m], m == target, m))
         assert rest.split() == ordered
         assert best.split() == ordered[:2]
         assert [IDS[movie] for movie in best.split()] == result.recommendations[place].tolist()
@@ -99,19 +93,15 @@ def test_the_table_of_lists_follows_from_the_table_of_scores(recommender, split)
             assert result.per_user[key][place] == pytest.approx(value)
     means = [float(cell) for cell in rows[-1][4:]]
     assert means == [round(getattr(result, key), 3) for key in columns.values()]
-    assert float(re.search(r"four different movies of six: (\d\.\d+)", PROSE)[1]) == round(
-        result.coverage, 3
-    )
+    coverage = re.search(r"four different movies of six: (\d\.\d+)", PROSE)[1]
+    assert float(coverage) == round(result.coverage, 3)
 
 
 def test_the_lists_with_seen_movies(recommender, split):
     result = evaluate(recommender, split, k=2, exclude_seen=False)
-    lists = re.search(
-        r"Ann's list would be (\w \w), Ben's (\w \w) and Cem's (\w \w): one hit", PROSE
-    )
-    assert [[IDS[m] for m in row.split()] for row in lists.groups()] == (
-        result.recommendations.tolist()
-    )
+    sentence = r"Ann's list would be (\w \w), Ben's (\w \w) and Cem's (\w \w): one hit"
+    lists = [[IDS[m] for m in row.split()] for row in re.search(sentence, PROSE).groups()]
+    assert lists == result.recommendations.tolist()
     assert result.per_user["hit_rate"].sum() == 1
 
 
@@ -134,12 +124,8 @@ def test_the_code_on_the_page_runs_and_agrees_with_its_table():
 
 
 def test_the_arithmetic_in_the_prose():
-    place, movies, rivals = (
-        int(number.replace(",", ""))
-        for number in re.search(
-            r"place (\d+) of ([\d,]+) movies.* But of (\d+) random", PROSE
-        ).groups()
-    )
+    numbers = re.search(r"place (\d+) of ([\d,]+) movies.* But of (\d+) random", PROSE).groups()
+    place, movies, rivals = (int(number.replace(",", "")) for number in numbers)
     ahead = float(re.search(r"rivals only (\d\.\d) are expected", PROSE)[1])
     assert ahead == round((place - 1) * rivals / (movies - 1), 1)
     p = float(re.search(r"At \$p = (0\.\d+)\$", PROSE)[1])
