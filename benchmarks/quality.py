@@ -160,11 +160,9 @@ def limit_of(record: dict[str, Any], entry: dict[str, Any], metric: str, wanted:
         if all(model[field] == entry[field] for field in ("model", "recipe", "protocol"))
     )
     best = (min if metric == "rmse" else max)(
-
-            (model["metrics"][metric]["value"], model["model"])
-            for model in record["models"]
-            if model["protocol"] == entry["protocol"] and metric in model["metrics"]
-
+        (model["metrics"][metric]["value"], model["model"])
+        for model in record["models"]
+        if model["protocol"] == entry["protocol"] and metric in model["metrics"]
     )
     line = f"seed {record['seed']} gives {stored['value']:.4f}"
     if stored["low"] is not None:
