@@ -1,37 +1,25 @@
 """The benchmarks of training: a bare loop that is the chapter's model, and rows that are true."""
 
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
-from chapters import ROOT, definitions
-
-sys.path.insert(0, str(ROOT))
+from chapters import definitions
 
 from benchmarks import throughput, time_to_quality
 from benchmarks.measure import in_child
 
-PEER = {
-    "machine": {"cpu": "some", "cores": 2},
-    "goal": 0.065,
-    "models": [
-        {
-            "model": "SASRec",
-            "curve": [
-                {"epoch": 1, "seconds": 100.0, "training_seconds": 90.0, "ndcg": 0.05},
-                {"epoch": 2, "seconds": 200.0, "training_seconds": 180.0, "ndcg": 0.07},
-                {"epoch": 3, "seconds": 300.0, "training_seconds": 270.0, "ndcg": 0.06},
-            ],
-        },
-        {
-            "model": "GRU4Rec",
-            "curve": [{"epoch": 1, "seconds": 50.0, "training_seconds": 40.0, "ndcg": 0.01}],
-        },
-    ],
+
+def curve_of(*points):
+    """A curve of (seconds, training seconds, NDCG) an epoch."""
+    keys = ("epoch", "seconds", "training_seconds", "ndcg")
+    return [dict(zip(keys, (n, *point), strict=True)) for n, point in enumerate(points, start=1)]
+
+
+PEERS = {
+    "SASRec": curve_of((100.0, 90.0, 0.05), (200.0, 180.0, 0.07), (300.0, 270.0, 0.06)),
+    "GRU4Rec": curve_of((50.0, 40.0, 0.01)),
 }
 
 
@@ -75,87 +63,64 @@ def test_the_bare_loop_refuses_a_network_it_does_not_know():
         weights_of(model)
 
 
+@pytest.mark.long
 def test_a_quick_throughput_has_positive_rates():
-    found, peak = in_child(
-        "benchmarks.throughput",
-        "multi-task",
-        2,
-        0,
-        "smoke",
-        environment={"KERAS_BACKEND": "jax"},
-    )
-    assert len(found["rates"]) == 2
-    assert min(found["rates"]) > 0
-    assert found["first"] > 0
-    assert peak > 50
-    row = throughput.row_of("multi-task", "jax", found, peak, None)
-    assert row.low <= row.value <= row.high
-    assert row.unit == "pairs/s"
+    (row,) = throughput.measure(quick=True)
+    assert (row.case, row.unit, row.runs) == ("multi-task, jax", "pairs/s", 2)
+    assert 0 < row.low <= row.value <= row.high
+    assert row.first > 0
+    assert row.peak_mib > 50
 
 
 def test_the_fit_is_compared_with_the_bare_loop_round_by_round():
     bare = [1.0, 100, 50, 100]  # the machine was busy in the third round
-    rates = {
-        "chapter": {"fit": [1.0, 90, 45, 80], "bare": bare},
-        "defaults": {"fit": [1.0, 60, 30, 60], "bare": bare},
-    }
-    chapter, defaults = throughput.beside_rows(rates, peak=100.0)
-    assert chapter.ratio == pytest.approx(0.9)
-    assert chapter.met
-    assert defaults.ratio == pytest.approx(0.6)
-    assert defaults.met is None  # shown beside, no target
-    rates["chapter"]["fit"] = [1.0, 70, 35, 70]
-    slow, _ = throughput.beside_rows(rates, peak=100.0)
-    assert slow.met is False
-    assert slow.limit
+    defaults = {"fit": [1.0, 60, 30, 60], "bare": bare}
+    for fit, ratio, met in [([1.0, 90, 45, 80], 0.9, True), ([1.0, 70, 35, 70], 0.7, False)]:
+        rates = {"chapter": {"fit": fit, "bare": bare}, "defaults": defaults}
+        row, beside = throughput.beside_rows(rates, peak=100.0)
+        assert row.ratio == pytest.approx(ratio)
+        assert (row.met, bool(row.limit)) == (met, not met)
+        assert beside.ratio == pytest.approx(0.6)
+        assert beside.met is None  # shown beside, no target
 
 
 @pytest.mark.parametrize(
     ("ndcg", "epoch"), [([0.1, 0.2], 1), ([0.01, 0.065, 0.2], 2), ([0.01, 0.0649], None)]
 )
 def test_first_reaches(ndcg, epoch):
-    curve = [{"epoch": number, "ndcg": value} for number, value in enumerate(ndcg, start=1)]
-    found = time_to_quality.first_reaches(curve, 0.065)
+    found = time_to_quality.first_reaches(curve_of(*((1.0, 1.0, each) for each in ndcg)), 0.065)
     assert (found and found["epoch"]) == epoch
 
 
 def test_the_newest_peers_file_of_this_machine_is_read(tmp_path):
     here = {"cpu": "some", "cores": 2}
     assert time_to_quality.newest_peers(tmp_path, here) == {}
-    (tmp_path / "peers-2026-01-01.json").write_text(json.dumps(PEER))
-    other = PEER | {"machine": {"cpu": "other", "cores": 2}, "models": []}
+    models = [{"model": model, "curve": curve} for model, curve in PEERS.items()]
+    stored = {"machine": here, "goal": 0.065, "models": models}
+    (tmp_path / "peers-2026-01-01.json").write_text(json.dumps(stored))
+    other = stored | {"machine": here | {"cpu": "other"}, "models": []}
     (tmp_path / "peers-2026-02-02.json").write_text(json.dumps(other))
-    found = time_to_quality.newest_peers(tmp_path, here)
-    assert found == {model["model"]: model["curve"] for model in PEER["models"]}
+    assert time_to_quality.newest_peers(tmp_path, here) == PEERS
 
 
-def test_rows_against_a_peer(tmp_path):
-    (tmp_path / "peers-2026-01-01.json").write_text(json.dumps(PEER))
-    peers = time_to_quality.newest_peers(tmp_path, {"cpu": "some", "cores": 2})
-    curve = [
-        {"epoch": 1, "seconds": 8.0, "training_seconds": 7.0, "ndcg": 0.03},
-        {"epoch": 2, "seconds": 10.0, "training_seconds": 8.0, "ndcg": 0.07},
-    ]
-    whole, alone = time_to_quality.rows_of("SASRec", [curve], 1.0, peers["SASRec"])
+def test_rows_against_a_peer():
+    curve = curve_of((8.0, 7.0, 0.03), (10.0, 8.0, 0.07))
+    whole, alone = time_to_quality.rows_of("SASRec", [curve], 1.0, PEERS["SASRec"])
     assert (whole.value, whole.ratio, whole.met) == (10.0, 20.0, True)
     assert alone.ratio == pytest.approx(180 / 8)
     assert alone.met is None
     # 50 s were not enough for the peer: a bound, and not yet ten times
-    whole, _, to_theirs, _ = time_to_quality.rows_of("GRU4Rec", [curve], 1.0, peers["GRU4Rec"])
-    assert whole.ratio == 5.0
-    assert whole.met is False
+    whole, _, to_theirs, _ = time_to_quality.rows_of("GRU4Rec", [curve], 1.0, PEERS["GRU4Rec"])
+    assert (whole.ratio, whole.met) == (5.0, False)
     assert "more than" in whole.reference
     assert "lower bound" in whole.limit
     # what it did reach, both reached
-    best = max(point["ndcg"] for point in peers["GRU4Rec"])
-    assert f"{best:.4f}" in to_theirs.case
+    assert "0.0100" in to_theirs.case
     assert to_theirs.met is None
     assert "more than" not in to_theirs.reference
-    ours = next(point["seconds"] for point in curve if point["ndcg"] >= best)
-    theirs = next(point["seconds"] for point in peers["GRU4Rec"] if point["ndcg"] == best)
-    assert to_theirs.ratio == pytest.approx(theirs / ours)
+    assert to_theirs.ratio == pytest.approx(50 / 8)
     # a run of ours that never got there cannot meet the target
-    whole, _ = time_to_quality.rows_of("SASRec", [curve, curve[:1]], 1.0, peers["SASRec"])
+    whole, _ = time_to_quality.rows_of("SASRec", [curve, curve[:1]], 1.0, PEERS["SASRec"])
     assert whole.met is False
     assert "1 of 2 runs" in whole.case
     assert "1 of 2 runs ended at 0.0300 at best" in whole.limit
@@ -163,21 +128,12 @@ def test_rows_against_a_peer(tmp_path):
     assert time_to_quality.rows_of("SASRec", [curve], 1.0, None)[0].met is None
 
 
-def test_a_chapters_own_cell_trains(tmp_path):
-    code = (
-        "from benchmarks.time_to_quality import curve_of\n"
-        "curve, source = curve_of('GRU4Rec', 42, 9.0, profile='smoke')\n"
-        "assert source == 'synthetic', source\n"
-        "assert [point['epoch'] for point in curve] == [1, 2], curve\n"
-        "assert 0 < curve[0]['training_seconds'] < curve[0]['seconds'] < curve[1]['seconds']\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | {"KERAS_BACKEND": "jax", "RECTUTOR_RESULTS": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+@pytest.mark.long
+def test_a_chapters_own_training_gives_a_curve():
+    environment = {"KERAS_BACKEND": "jax"}
+    arguments = ("GRU4Rec", 42, "smoke", 9.0)
+    found, _ = in_child("benchmarks.time_to_quality", *arguments, environment=environment)
+    assert found["source"] == "synthetic"
+    first, second = found["curve"]
+    assert (first["epoch"], second["epoch"]) == (1, 2)
+    assert 0 < first["training_seconds"] < first["seconds"] < second["seconds"]

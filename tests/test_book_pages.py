@@ -69,77 +69,62 @@ def prose(page: str) -> str:
     return copy.get_text()
 
 
-@pytest.mark.parametrize("page", pages())
+EACH = pytest.mark.parametrize("page", pages())
+
+
+@EACH
 def test_links_and_images_resolve(page: str) -> None:
     broken = []
     for tag in soup(HTML / page).find_all(["a", "img", "link", "script", "source"]):
-        address = tag.get("href") or tag.get("src")
-        if not address:
-            continue
-        parts = urlsplit(str(address))
+        parts = urlsplit(str(tag.get("href") or tag.get("src") or "#"))
         if parts.scheme or parts.netloc:
             continue
         target = (HTML / page).parent / unquote(parts.path) if parts.path else HTML / page
-        target = target.resolve()
-        if not target.is_file():
-            broken.append(f"{address}: no such file")
-        elif (
-            parts.fragment
-            and target.suffix == ".html"
-            and unquote(parts.fragment) not in anchors(target)
-        ):
-            broken.append(f"{address}: no such place on that page")
+        place = unquote(parts.fragment) if target.suffix == ".html" else ""
+        if not target.is_file() or (place and place not in anchors(target.resolve())):
+            broken.append(parts.geturl())
     assert broken == []
 
 
-@pytest.mark.parametrize("page", pages())
+@EACH
 def test_nothing_is_loaded_from_another_host(page: str) -> None:
-    loaded = [
-        str(tag.get("src") or tag.get("href"))
-        for tag in soup(HTML / page).select("script[src], img[src], link[rel=stylesheet], iframe")
-    ]
+    loading = soup(HTML / page).select("script[src], img[src], link[rel=stylesheet], iframe")
+    loaded = [str(tag.get("src") or tag.get("href")) for tag in loading]
     assert [address for address in loaded if urlsplit(address).netloc] == []
 
 
-@pytest.mark.parametrize("page", pages())
+@EACH
 def test_headings_are_in_order(page: str) -> None:
     levels = [int(tag.name[1]) for tag in article(page).find_all(re.compile(r"^h[1-6]$"))]
+    assert levels.index(1) == 0
     assert levels.count(1) == 1
-    assert levels[0] == 1
-    jumps = [(a, b) for a, b in itertools.pairwise(levels) if b > a + 1]
-    assert jumps == []
+    assert [(a, b) for a, b in itertools.pairwise(levels) if b > a + 1] == []
 
 
-@pytest.mark.parametrize("page", pages())
+@EACH
 def test_images_have_a_description(page: str) -> None:
-    bare = [
-        str(tag.get("src"))
-        for tag in article(page).find_all("img")
-        if not str(tag.get("alt", "")).strip() or str(tag.get("alt")).startswith(("../", "_images"))
-    ]
-    assert bare == []
+    images = [(str(tag.get("src")), str(tag.get("alt", ""))) for tag in article(page)("img")]
+    paths = ("../", "_images")
+    assert [src for src, alt in images if not alt.strip() or alt.startswith(paths)] == []
 
 
-@pytest.mark.parametrize("page", pages())
+@EACH
 def test_markup_does_not_leak(page: str) -> None:
     assert MARKUP.findall(prose(page)) == []
 
 
-@pytest.mark.parametrize("page", pages())
+@EACH
 def test_outputs_are_clean(page: str) -> None:
-    outputs = article(page).select("div.cell_output")
     assert [tag.get_text() for tag in article(page).select(".stderr, .traceback")] == []
-    text = "\n".join(tag.get_text() for tag in outputs)
-    assert CHATTER.findall(text) == []
+    outputs = "\n".join(tag.get_text() for tag in article(page).select("div.cell_output"))
+    assert CHATTER.findall(outputs) == []
     assert MACHINE_PATHS.findall(article(page).get_text()) == []
 
 
-@pytest.mark.parametrize("page", pages())
+@EACH
 def test_page_is_light(page: str) -> None:
-    figures = [
-        (HTML / page).parent / unquote(str(tag["src"])) for tag in article(page).find_all("img")
-    ]
-    size = (HTML / page).stat().st_size + sum(path.stat().st_size for path in figures)
+    figures = [(HTML / page).parent / unquote(str(tag["src"])) for tag in article(page)("img")]
+    size = sum(path.stat().st_size for path in [HTML / page, *figures])
     assert size < 3_000_000, f"{size / 1e6:.1f} MB of text and figures"
 
 

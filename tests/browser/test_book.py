@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, ViewportSize
 
 pytestmark = pytest.mark.browser
 
@@ -27,8 +27,9 @@ def documents() -> list[str]:
 PAGES = [*documents(), "search", "genindex"]
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
 MODES = ("light", "dark")
-PHONE = {"width": 390, "height": 844}
-DESK = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+DESK: ViewportSize = {"width": 1280, "height": 900}
+LINKS = "links => links.map(a => a.href)"
 
 #: Parts of the text that reach beyond the right edge, not counting those in a box that scrolls.
 TOO_WIDE = """() => {
@@ -80,17 +81,11 @@ class Visit:
 
 def watch(page: Page, site: str, visit: Visit) -> None:
     """Note errors, requests to other hosts and requests that fail."""
-
-    def request(url: str) -> None:
-        if not url.startswith((site, "data:", "blob:")):
-            visit.foreign.append(url)
-
+    own = (site, "data:", "blob:")
     page.on("console", lambda m: visit.console.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: visit.console.append(str(error)))
-    page.on("request", lambda r: request(r.url))
-    page.on(
-        "response", lambda r: visit.missing.append(f"{r.status} {r.url}") if r.status >= 400 else 0
-    )
+    page.on("request", lambda r: None if r.url.startswith(own) else visit.foreign.append(r.url))
+    page.on("response", lambda r: visit.missing.append(r.url) if r.status >= 400 else None)
 
 
 def violations(page: Page) -> list[str]:
@@ -117,11 +112,10 @@ def violations(page: Page) -> list[str]:
 def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
     """Visits a page once, in both modes and at both widths, and remembers."""
     known: dict[str, Visit] = {}
-    contexts = {mode: chromium.new_context(viewport=DESK) for mode in MODES}  # type: ignore[arg-type]
+    contexts = {mode: chromium.new_context(viewport=DESK) for mode in MODES}
     for mode, context in contexts.items():
-        context.add_init_script(
-            f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')"
-        )
+        for key in ("mode", "theme"):
+            context.add_init_script(f"localStorage.setItem('{key}', '{mode}')")
 
     def visit(name: str) -> Visit:
         if name in known:
@@ -134,7 +128,7 @@ def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
             page.evaluate("window.MathJax?.startup?.promise.then(() => true)")
             if mode == "light":
                 for size in (DESK, PHONE):
-                    page.set_viewport_size(size)  # type: ignore[arg-type]
+                    page.set_viewport_size(size)
                     seen.scrolls_sideways[size["width"]] = page.evaluate(
                         "document.documentElement.scrollWidth"
                     )
@@ -144,7 +138,7 @@ def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
                 )
                 page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
                 seen.broken_images = page.evaluate(BROKEN_IMAGES)
-                page.set_viewport_size(DESK)  # type: ignore[arg-type]
+                page.set_viewport_size(DESK)
             seen.violations[mode] = violations(page)
             page.close()
         return seen
@@ -152,23 +146,17 @@ def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
     return visit
 
 
+@pytest.mark.parametrize("what", ["missing", "console", "foreign", "broken_images", "too_wide"])
 @pytest.mark.parametrize("name", PAGES)
-def test_page_loads_without_errors(name: str, visited: Callable[[str], Visit]) -> None:
-    visit = visited(name)
-    assert visit.missing == []
-    assert visit.console == []
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_page_asks_no_other_host_for_anything(name: str, visited: Callable[[str], Visit]) -> None:
-    assert visited(name).foreign == []
+def test_page_loads_alone_is_drawn_and_has_nothing_too_wide(
+    name: str, what: str, visited: Callable[[str], Visit]
+) -> None:
+    assert getattr(visited(name), what) == []
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page_fits_a_phone(name: str, visited: Callable[[str], Visit]) -> None:
-    visit = visited(name)
-    assert visit.too_wide == []
-    for width, needed in visit.scrolls_sideways.items():
+    for width, needed in visited(name).scrolls_sideways.items():
         assert needed <= width, f"{name} is {needed} pixels wide on a screen of {width}"
 
 
@@ -179,72 +167,66 @@ def test_axe_finds_nothing_serious(name: str, mode: str, visited: Callable[[str]
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_images_and_formulas_are_drawn(name: str, visited: Callable[[str], Visit]) -> None:
-    visit = visited(name)
-    assert visit.broken_images == []
-    assert visit.raw_math == 0
+def test_formulas_are_drawn(name: str, visited: Callable[[str], Visit]) -> None:
+    assert visited(name).raw_math == 0
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """A page of a browser that knows nothing yet."""
+    with chromium.new_context(viewport=DESK) as context:
+        yield context.new_page()
 
 
 @pytest.mark.parametrize("words", ["NDCG", "log-Q"])
-def test_search_finds(words: str, site: str, chromium: Browser) -> None:
-    page = chromium.new_page()
+def test_search_finds(words: str, site: str, page: Page) -> None:
     page.goto(f"{site}search.html?q={words}")
     page.wait_for_selector(SEARCH_DONE, timeout=20_000)
     found = page.eval_on_selector_all(
         "#search-results ul.search li a", "links => links.map(a => a.pathname)"
     )
-    page.close()
     assert any("/book/glossary" in path for path in found), found
     assert any("/notebooks/" in path for path in found), found
 
 
-def test_search_box_leads_to_results(site: str, chromium: Browser) -> None:
-    page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
+def test_search_box_leads_to_results(site: str, page: Page) -> None:
     page.goto(f"{site}index.html")
     page.wait_for_url("**/book/intro.html")  # where the front page leads
     page.keyboard.press("Control+k")
     page.keyboard.type("catalogue")
     page.keyboard.press("Enter")
     page.wait_for_selector("#search-results ul.search li a", timeout=20_000)
-    page.close()
 
 
-def test_dark_mode_toggles(site: str, chromium: Browser) -> None:
-    page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
+def test_dark_mode_toggles(site: str, page: Page) -> None:
     page.goto(f"{site}book/intro.html")
     colours = {}
     for _ in range(3):
         page.click(".theme-switch-button:visible")
         mode = page.evaluate("document.documentElement.dataset.theme")
         colours[mode] = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    page.close()
     assert set(colours) == {"light", "dark"}
     assert colours["light"] != colours["dark"]
 
 
-def test_dark_mode_lasts_to_the_next_page(site: str, chromium: Browser) -> None:
-    context = chromium.new_context(viewport=DESK)  # type: ignore[arg-type]
-    page = context.new_page()
+def test_dark_mode_lasts_to_the_next_page(site: str, page: Page) -> None:
     page.goto(f"{site}book/intro.html")
     while page.evaluate("document.documentElement.dataset.mode") != "dark":
         page.click(".theme-switch-button:visible")
     page.click("a.right-next")
     page.wait_for_url("**/book/getting_started.html")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-    context.close()
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_chapter_opens_in_colab_and_downloads(name: str, site: str, chromium: Browser) -> None:
+def test_chapter_opens_in_colab_and_downloads(name: str, site: str, page: Page) -> None:
     place = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["rectutor"]
-    page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
     page.goto(f"{site}{name}.html")
-    links = page.eval_on_selector_all("a", "links => links.map(a => a.href)")
-    shown = page.eval_on_selector_all(".page-actions a", "links => links.map(a => a.href)")
+    links = page.eval_on_selector_all("a", LINKS)
+    shown = page.eval_on_selector_all(".page-actions a", LINKS)
     own = [link for link in shown if link.startswith(site)]
     script = page.request.get(next(link for link in own if link.endswith(".py"))).text()
     notebook = page.request.get(next(link for link in own if link.endswith(".ipynb"))).json()
-    page.close()
 
     where = f"{place['repository']}/blob/{place['ref']}/{name}.ipynb"
     assert f"https://colab.research.google.com/github/{where}" in shown
@@ -254,20 +236,16 @@ def test_chapter_opens_in_colab_and_downloads(name: str, site: str, chromium: Br
     assert notebook["cells"][0]["cell_type"] == "markdown"
 
 
-def test_page_that_colab_cannot_open_has_no_colab_button(site: str, chromium: Browser) -> None:
-    page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
+def test_page_that_colab_cannot_open_has_no_colab_button(site: str, page: Page) -> None:
     page.goto(f"{site}book/your_data.html")
-    links = page.eval_on_selector_all("a", "links => links.map(a => a.href)")
-    page.close()
+    links = page.eval_on_selector_all("a", LINKS)
     assert [link for link in links if "colab.research" in link] == []
     assert [link for link in links if link.endswith("_sources/book/your_data.ipynb")]
 
 
-def test_solutions_are_folded_and_open(site: str, chromium: Browser) -> None:
-    page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
+def test_solutions_are_folded_and_open(site: str, page: Page) -> None:
     page.goto(f"{site}{CHAPTERS[0]}.html")
     inside = page.locator("div.solution.dropdown > section, div.solution.dropdown > div").first
     assert not inside.is_visible()
     page.locator("div.solution.dropdown button.toggle-button").first.click()
     assert inside.is_visible()
-    page.close()
