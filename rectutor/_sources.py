@@ -26,6 +26,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -240,14 +241,19 @@ def _member(opened: zipfile.ZipFile, name: str, where: str) -> bytes:
         return stream.read(_MEMBER_LIMIT)
 
 
+def _pooch() -> Any:
+    """pooch, without what tqdm, which it loads, says about widgets that nobody asked for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("pooch")
+
+
 def cache() -> Path:
     """The cache folder: `RECTUTOR_CACHE`, or the platform's cache folder for rectutor."""
     chosen = os.environ.get("RECTUTOR_CACHE")
     if chosen:
         return Path(chosen).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("rectutor"))
+    return Path(_pooch().os_cache("rectutor"))
 
 
 def kept(archive: Archive, fetch: Callable[[Archive], bytes]) -> bytes:
@@ -259,8 +265,7 @@ def kept(archive: Archive, fetch: Callable[[Archive], bytes]) -> bytes:
     Raises:
         SourceError: `fetch` could not bring the archive, or brought another one.
     """
-    import pooch
-
+    pooch = _pooch()
     pooch.get_logger().setLevel(logging.WARNING)  # what there is to say is said by our own logger
     fetched: list[bytes] = []
 
