@@ -1723,7 +1723,9 @@ print(comparison.better("SASRec and EASE", "SASRec made right"))
 print(comparison.better("SASRec and EASE", "EASE, recency"))
 
 # %% [markdown]
-# A mixture that beats both of its parts tells you that they make different mistakes.
+# A mixture that beats both of its parts tells you that they make different mistakes. Where validation
+# prefers the weight 0, it has found nothing that EASE adds: the mixture then is SASRec alone, and ties
+# with it exactly.
 #
 # :::{solution-end}
 # :::
