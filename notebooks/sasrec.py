@@ -944,10 +944,14 @@ positive, negative = (
     ops.sum(states * documented.movies(targets[name]), axis=-1)
     for name in ("positives", "negatives")
 )
-weights = targets["weights"]
-cross_entropy = float(two_way_loss(positive, negative[..., None], weights))
-returned = float(documented.compute_loss(inputs, targets, states))
-penalty = float(sum(documented.losses))
+cross_entropy, returned, penalty = (
+    ops.convert_to_numpy(loss).item()
+    for loss in (
+        two_way_loss(positive, negative[..., None], targets["weights"]),
+        documented.compute_loss(inputs, targets, states),
+        sum(documented.losses),
+    )
+)
 run.fact("c15_penalty", penalty)
 print(f"model.losses {penalty:.4f}, ", end="")
 print(f"cross-entropy {cross_entropy:.4f}, returned {returned:.4f}")
