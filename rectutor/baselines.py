@@ -215,16 +215,13 @@ class Mixture:
 
     Attributes:
         name: what it is called in tables.
-        knows_validation: whether one of the two was fitted on the validation part as well.
+        parts: the two; `evaluate` asks each what it was trained on.
     """
 
     def __init__(self, first: Recommender, second: Recommender, weight: float) -> None:
-        self.first, self.second = first, second
+        self.first, self.second = self.parts = first, second
         self.weight = checks.number(weight, "Mixture: weight", -np.inf)
         self.name = f"{name_of(first)} + {self.weight:g} * {name_of(second)}"
-        self.knows_validation = any(
-            getattr(each, "knows_validation", False) for each in (first, second)
-        )
 
     def __call__(self, queries: Queries) -> np.ndarray:
         """Score the catalogue, `(B, num_movies + 1)`: `first + weight * second`."""

@@ -211,6 +211,40 @@ class Run:
         plain = value.item() if hasattr(value, "item") else value  # out of a NumPy number
         self._facts[key] = results.fact(key, plain)
 
+    def effect(self, *corrections: str) -> None:
+        """Print what the study found of some corrections of this chapter, a line a comparison.
+
+        Args:
+            corrections: such as `"C12"`; none for every comparison of the chapter.
+        """
+        from rectutor import study
+
+        for correction in corrections or ("",):
+            found = study.read().of(self.name, correction)
+            for effect in found:
+                print(effect)
+            if not found:
+                print(f"the study has no comparison of {correction or self.name}")
+
+    def show_study(
+        self,
+        arms: Mapping[str, str],
+        metric: str = "ndcg",
+        own: Mapping[str, float] | None = None,
+        caption: str | None = None,
+    ) -> None:
+        """Show models of the study side by side, and this run beside them.
+
+        Args:
+            arms: what to call each, to its name in the study, `chapter/name`.
+            metric: `"ndcg"`, `"hit_rate"` or `"rmse"`.
+            own: what this run measured, by the same names.
+            caption: of the table.
+        """
+        from rectutor import study
+
+        self.show_table(study.read().table(dict(arms), metric, own), caption)
+
     def save(self) -> None:
         """Write everything recorded to `NAME.json` in `results.folder()`, and print where.
 

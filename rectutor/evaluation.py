@@ -102,6 +102,64 @@ class Queries:
 Recommender = Callable[[Queries], Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A recommender that says what it was trained on, so that `evaluate` can refuse a leak.
+
+    Args:
+        recommender: maps `Queries` to scores.
+        interactions: what it was trained on, `user_id` and `movie_id`, a row an interaction.
+        name: what it is called in tables.
+
+    Raises:
+        TypeError: `interactions` is no frame.
+        ValueError: a column is missing, or an id is below 1.
+    """
+
+    recommender: Recommender
+    interactions: pd.DataFrame
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        frame = checks.frame(self.interactions, "Trained: interactions")
+        for column in ("user_id", "movie_id"):
+            checks.ids(frame, column, "Trained: interactions")
+        object.__setattr__(self, "name", self.name or name_of(self.recommender))
+
+    def __call__(self, queries: Queries) -> Any:
+        """What the recommender says."""
+        return self.recommender(queries)
+
+    def leaked(self, split: Split, on: str) -> np.ndarray:
+        """The users whose target it has learned from, ascending.
+
+        A pair counts as often as it occurs: what a user did again, and what was known before the
+        part is asked about, is no leak.
+        """
+        width = split.num_movies + 1
+        asked = np.unique(_pairs(split.targets(on), width))
+        learned = self.interactions["user_id"].to_numpy(np.int64) * width
+        learned = learned + self.interactions["movie_id"].to_numpy(np.int64)
+        known = _pairs(split.histories(before=on), width)
+        more = _how_often(learned, asked) > _how_often(known, asked)
+        users: np.ndarray = np.unique(asked[more] // width)
+        return users
+
+
+def _pairs(rows: Histories, width: int) -> np.ndarray:
+    """A number for each user and movie, `(n,)`."""
+    users = np.repeat(np.arange(len(rows.lengths)), rows.lengths)
+    numbers: np.ndarray = users * width + rows.items
+    return numbers
+
+
+def _how_often(numbers: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """How often each of `asked`, which ascend, is among `numbers`."""
+    at = np.searchsorted(asked, numbers).clip(max=len(asked) - 1)
+    counts: np.ndarray = np.bincount(at[asked[at] == numbers], minlength=len(asked))
+    return counts
+
+
 @dataclass(frozen=True)
 class Interval:
     """A measured value and its 95 % interval."""
@@ -394,6 +452,7 @@ def evaluate(
     num_resamples: int = 1000,
     seed: int = 0,
     name: str | None = None,
+    allow_leak: bool = False,
 ) -> Evaluation:
     """Rank the whole catalogue for every user with a target, and measure where the targets land.
 
@@ -421,6 +480,8 @@ def evaluate(
         num_resamples: how often users are drawn again for the intervals.
         seed: of those draws; the same seed gives the same interval.
         name: what to call the recommender; its own `name`, or that of its class, by default.
+        allow_leak: whether a model may be measured on what it has learned from, to show what a
+            leak does.
 
     Returns:
         The `Evaluation`. The interval of a mean runs between the 2.5 and 97.5 % quantiles of the
@@ -431,15 +492,16 @@ def evaluate(
     Raises:
         ValueError: a score is NaN (the message names the user), the scores have another shape, `k`
             is larger than the catalogue or below 1, `on` is something else, the part has no
-            interactions, or the recommender was fitted on what it is asked.
+            interactions, or the recommender was trained on what it is asked, as far as it says
+            so (baselines do; see `Trained` for a model of your own).
         TypeError: `recommender` cannot be called.
     """
-    _check_recommender(recommender, on)
     if not isinstance(split, Split):
         raise TypeError(
             f"evaluate got a {type(split).__name__} for split; give a Split, as "
             "rectutor.splits.leave_one_out(ratings)"
         )
+    _check_recommender(recommender, split, on, allow_leak)
     num_resamples = checks.integer(num_resamples, "evaluate: num_resamples", 1)
     queries = queries_for(split, on)
     lists, hits, num_targets, num_seen = [], [], [], 0
@@ -491,7 +553,7 @@ def win_rate(
         TypeError: `recommender` cannot be called or gives no scores.
         ValueError: as `evaluate`.
     """
-    _check_recommender(recommender, on)
+    _check_recommender(recommender, split, on)
     rates = []
     for batch in queries_for(split, on).batches(batch_size):
         scores = _allowed_scores(recommender, batch, 1, True, split.num_movies)
@@ -554,17 +616,32 @@ def compare(results: Mapping[str, Evaluation] | Sequence[Evaluation] | Evaluatio
     return Comparison(dict(pairs))
 
 
-def _check_recommender(recommender: Any, on: str) -> None:
+def _check_recommender(
+    recommender: Any, split: Split, on: str, allow_leak: bool = False
+) -> None:
     if not callable(recommender):
         raise TypeError(
             f"recommender is a {type(recommender).__name__}, which cannot be called; give a "
             "function of queries, or a fitted baseline"
         )
-    if on == "validation" and getattr(recommender, "knows_validation", False):
-        raise ValueError(
-            f"{name_of(recommender)} was fitted on train and validation, so it has seen the "
-            "validation targets; fit it with include_validation=False"
-        )
+    checks.choice(on, "on", ("test", "validation"))
+    if allow_leak:
+        return
+    for part in getattr(recommender, "parts", (recommender,)):
+        if on == "validation" and getattr(part, "knows_validation", False):
+            raise ValueError(
+                f"{name_of(part)} was fitted on train and validation, so it has seen the "
+                "validation targets; fit it with include_validation=False"
+            )
+        if isinstance(part, Trained):
+            users = part.leaked(split, on)
+            if len(users):
+                raise ValueError(
+                    f"{name_of(part)} was trained on the {on} target of {len(users):,} of "
+                    f"{np.count_nonzero(split.targets(on).lengths):,} users, user {users[0]} "
+                    f"first; train it on what comes before, or say allow_leak=True to show the "
+                    "leak"
+                )
 
 
 def _allowed_scores(

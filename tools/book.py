@@ -126,7 +126,7 @@ def definitions(name: str) -> types.SimpleNamespace:
     """
     source = NOTEBOOKS / f"{name}.py"
     tree = ast.parse(source.read_text(encoding="utf-8"), filename=str(source))
-    tree.body = [node for node in tree.body if _is_definition(node)]
+    tree.body = [node for node in tree.body if is_definition(node)]
     # a real module, so that Keras can save and load the chapter's classes by name
     module = types.ModuleType(f"chapter_{name}")
     module.__file__ = str(source)
@@ -135,7 +135,7 @@ def definitions(name: str) -> types.SimpleNamespace:
     return types.SimpleNamespace(**module.__dict__)
 
 
-def _is_definition(node: ast.stmt) -> bool:
+def is_definition(node: ast.stmt) -> bool:
     if isinstance(node, ast.Assign):
         return all(isinstance(each, ast.Name) and each.id.isupper() for each in node.targets)
     return isinstance(node, (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef))

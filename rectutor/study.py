@@ -1,0 +1,198 @@
+"""What the study found: figures over seeds, tie orders and folds, and which differences hold up.
+
+The study (`make study` in the repository) trains every model of the book several times on MovieLens
+100K. Its summary travels with the package, so that a chapter can show its own run beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rectutor import checks
+
+FILE = Path(__file__).parent / "included" / "study.json"
+
+#: How metrics are called, and how many decimals their intervals on 943 users bear.
+METRICS = {"ndcg": "NDCG@10", "hit_rate": "HR@10", "rmse": "RMSE"}
+_DECIMALS = {"ndcg": 3, "hit_rate": 3, "rmse": 4}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over runs, and its 95 % interval over users and runs.
+
+    Attributes:
+        value: the mean over the runs.
+        low: the lower end of the interval; None where users were not kept.
+        high: the upper end.
+        lowest: the lowest of the runs.
+        highest: the highest of the runs.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model of the study.
+
+    Attributes:
+        name: `chapter/name`.
+        runs: how many there are.
+        metrics: `"ndcg"`, `"hit_rate"` or `"rmse"` (labels from 0 to 1) to its `Figure`.
+        facts: other numbers, such as `"epochs"` or a loss, likewise without an interval.
+        seconds: the median of its job on one core, which may train several arms.
+    """
+
+    name: str
+    runs: int
+    metrics: dict[str, Figure]
+    facts: dict[str, Figure]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one change does to a metric, paired by user and run.
+
+    Attributes:
+        chapter: where it is claimed.
+        correction: `"C12"`, or empty.
+        what: what `after` has that `before` has not.
+        before: an arm.
+        after: likewise.
+        metric: `"ndcg"`, `"hit_rate"` (higher is better) or `"rmse"` (lower is better).
+        runs: how many were compared.
+        from_value: the mean of `before` over those runs.
+        to_value: that of `after`.
+        value: the difference, `after` minus `before`.
+        low: the lower end of its 95 % interval over users and runs.
+        high: the upper end.
+        p: how often a difference of the other sign, or none, comes up in the resamples, two-sided.
+        holm: `p` after Holm's correction for all comparisons of the study.
+    """
+
+    chapter: str
+    correction: str
+    what: str
+    before: str
+    after: str
+    metric: str
+    runs: int
+    from_value: float
+    to_value: float
+    value: float
+    low: float
+    high: float
+    p: float
+    holm: float
+
+    @property
+    def verdict(self) -> str:
+        """`"improves"`, `"makes worse here"` or `"no effect here"`, at 5 % after Holm."""
+        if self.holm >= 0.05:
+            return "no effect here"
+        return "improves" if (self.value > 0) == (self.metric != "rmse") else "makes worse here"
+
+    def __str__(self) -> str:
+        digits = _DECIMALS[self.metric]
+        return (
+            f"study, {self.runs} runs: {self.what}: {METRICS[self.metric]} "
+            f"{self.from_value:.{digits}f} -> {self.to_value:.{digits}f}, {self.value:+.{digits}f} "
+            f"[{self.low:+.{digits}f}, {self.high:+.{digits}f}]: {self.verdict}"
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """The study's summary.
+
+    Attributes:
+        made: the conditions: `date` of the last run, `versions`, `hours` on one core, `data`.
+        arms: by name.
+        effects: every comparison, in the order of the chapters.
+        protocol: figures of the same models under other protocols; see `book/evaluation`.
+    """
+
+    made: dict[str, Any]
+    arms: dict[str, Arm]
+    effects: list[Effect]
+    protocol: list[dict[str, Any]] = field(default_factory=list)
+
+    def of(self, chapter: str, correction: str = "") -> list[Effect]:
+        """The effects that a chapter claims, of one correction or of all."""
+        return [
+            effect
+            for effect in self.effects
+            if effect.chapter == chapter and correction in ("", effect.correction)
+        ]
+
+    def table(self, arms: dict[str, str], metric: str = "ndcg", own: Any = None) -> pd.DataFrame:
+        """Some arms side by side.
+
+        Args:
+            arms: what to call each, to its name in the study.
+            metric: which figure is shown.
+            own: what a run of yours measured, by the same names; stands beside it.
+
+        Returns:
+            One row an arm that the study has: runs, mean, interval and range.
+
+        Raises:
+            ValueError: there is no such metric.
+        """
+        checks.choice(metric, "Study.table: metric", METRICS)
+        digits, rows = _DECIMALS[metric], []
+        for label, name in arms.items():
+            found = self.arms[name].metrics.get(metric) if name in self.arms else None
+            if found is None:
+                continue
+            row: dict[str, Any] = {"model": label, "runs": self.arms[name].runs}
+            row[METRICS[metric]] = f"{found.value:.{digits}f}"
+            row["95 % interval"] = (
+                "" if found.low is None else f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
+            )
+            row["lowest to highest run"] = f"{found.lowest:.{digits}f} to {found.highest:.{digits}f}"
+            if own is not None:
+                row["this run"] = f"{own[label]:.{digits}f}" if label in own else ""
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+@functools.cache
+def read(file: Path = FILE) -> Study:
+    """The summary that came with the package, or another.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not a summary that this version reads.
+    """
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        arms = {
+            arm["name"]: Arm(
+                arm["name"],
+                arm["runs"],
+                {name: Figure(*figure) for name, figure in arm["metrics"].items()},
+                {name: Figure(*figure) for name, figure in arm["facts"].items()},
+                arm["seconds"],
+            )
+            for arm in stored["arms"]
+        }
+        effects = [Effect(**effect) for effect in stored["effects"]]
+        return Study(stored["made"], arms, effects, stored["protocol"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{file.name} is no summary of the study that this rectutor reads ({error!r}); "
+            "write it anew with `make study`"
+        ) from error
