@@ -19,7 +19,7 @@ export GLIBC_TUNABLES = glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.m
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test book html chapter record scripts check test lint unit notebooks pages \
-	missing backends notebooks-only bench bench-peers bench-seeds test-nightly mutation linkcheck \
+	missing backends notebooks-only bench bench-peers study test-nightly mutation linkcheck \
 	audit repository edition development edition-check lock clean
 
 help:  ## list the targets, a line each
@@ -72,6 +72,7 @@ lint: setup
 	@$(PY) -m tools.repository check
 	@$(PY) -m tools.readme check
 	@$(PY) -m benchmarks.report check
+	@$(PY) -m study check
 
 unit: setup-test
 	@$(UNIT) -m "not browser and not nightly" --doctest-modules tests rectutor \
@@ -109,9 +110,9 @@ bench-peers: setup  ## measure RecBole in an environment of its own, for the sam
 	@PYTHON="$(PYTHON)" sh benchmarks/peers.sh
 	@$(PY) -m benchmarks.report write
 
-bench-seeds: setup  ## run every chapter with two more seeds, for the same page
-	@$(PY) -m benchmarks.quality seeds
-	@$(PY) -m benchmarks.report write
+study: setup  ## train what the book's claims rest on: make study [NAME=sasrec] (hours, goes on where it stopped)
+	@$(PY) -m study run $(NAME)
+	@$(PY) -m study summary
 
 $(VENV)/.ready-mutation: $(VENV)/.ready requirements-mutation.txt
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/install.sh -c requirements.txt -r requirements-mutation.txt

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 #: The groups of rows, in the order they run and are shown.
-GROUPS = ("preparation", "serving", "start-up", "throughput", "time to quality", "quality")
+GROUPS = ("preparation", "serving", "start-up", "throughput", "time to quality")
 
 LIBRARIES = ("rectutor", "keras", "keras-rs", "keras-hub", "jax", "tensorflow", "torch")
 LIBRARIES += ("numpy", "pandas", "faiss-cpu")

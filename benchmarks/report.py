@@ -26,7 +26,6 @@ TITLES = {
     "start-up": "Start-up, and the whole book",
     "throughput": "Training throughput",
     "time to quality": "Time to quality",
-    "quality": "Quality over the seeds",
 }
 
 EXPLANATIONS = {
@@ -58,12 +57,6 @@ environment of its own (`make bench-peers`) and at most so long as the table bel
 was not enough, both are compared at the NDCG@10 it had reached as well. Note what helps our SASRec
 here: its learned bias for watched movies, which lets few of them compete for long, is in the
 [chapter](../notebooks/sasrec.ipynb) and not in RecBole's model.""",
-    "quality": """\
-The chapters' own results: mean, lowest and highest over the seeds, which the column *runs* counts
-(the book's own seed, 42, and those of `make bench-seeds`). Top-ten figures are under the book's
-[protocol](evaluation.md), RMSE is on the label between 0 and 1. The reference is the best baseline
-of the chapter (where it has none, its best documented model); for RMSE the ratio is the reference's
-error over ours.""",
 }
 
 INTRODUCTION = """\
@@ -78,8 +71,8 @@ compilation are apart. What was aimed at and not reached stays in the tables, wi
 No figure here is typed in: `make bench` measures, stores a dated file in `benchmarks/results/`, and
 writes this page. It fails where a ratio has fallen by more than 15 % since the last stored run on
 the same kind of machine (not counting ratios to our own models on JAX and to RecBole's stored run).
-`make bench-peers` measures the other library, `make bench-seeds` trains every chapter with two more
-seeds.
+`make bench-peers` measures the other library. How good the models are, over seeds and orders of
+ties, is the study's matter (`make study`): see the [leaderboard](../notebooks/leaderboard.ipynb).
 """
 
 
@@ -148,16 +141,14 @@ def by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return {group: found for group, found in groups.items() if found}
 
 
-def page(run: dict[str, Any], peers: dict[str, Any] | None, quality: list[Row]) -> str:
+def page(run: dict[str, Any], peers: dict[str, Any] | None) -> str:
     """The page of the book.
 
     Args:
         run: what `make bench` stored.
         peers: what `make bench-peers` stored, if it ever ran.
-        quality: the rows of the quality group, from the chapters' results.
     """
-    rows = [row for row in map(Row.from_dict, run["rows"]) if row.group != "quality"]
-    groups = by_group([*rows, *quality])
+    groups = by_group(map(Row.from_dict, run["rows"]))
     aimed = [row for of_group in groups.values() for row in of_group if row.target]
     met = sum(bool(row.met) for row in aimed)
     parts = [INTRODUCTION, described(run)]
@@ -221,12 +212,10 @@ def wanted() -> str:
     Raises:
         SystemExit: nothing was stored yet.
     """
-    from benchmarks import quality
-
     run = newest(RUNS)
     if run is None:
         raise SystemExit("benchmarks/results/ has no run: `make bench` stores one")
-    return page(run, newest("peers-*.json"), quality.measure())
+    return page(run, newest("peers-*.json"))
 
 
 def main() -> int:

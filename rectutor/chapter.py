@@ -226,6 +226,16 @@ class Run:
             if not found:
                 print(f"the study has no comparison of {correction or self.name}")
 
+    def documented(self) -> None:
+        """Print each figure that the chapter's documentation has, and where the study's runs lie."""
+        from rectutor import study
+
+        found = [each for each in study.read().documented if each.arm.startswith(f"{self.name}/")]
+        for each in found:
+            print(each)
+        if not found:
+            print(f"the study has no documented figure of {self.name}")
+
     def show_study(
         self,
         arms: Mapping[str, str],

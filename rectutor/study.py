@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,20 +114,56 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Documented:
+    """A figure that the documentation prints, and what repeating its recipe gave.
+
+    Attributes:
+        arm: the model of the study that repeats it.
+        what: what it is called.
+        values: as documented; several where published copies differ.
+        runs: the study's own.
+    """
+
+    arm: str
+    what: str
+    values: tuple[float, ...]
+    runs: Figure
+
+    @property
+    def is_within(self) -> bool:
+        """Whether one of the documented values lies between the lowest and the highest run."""
+        return any(self.runs.lowest <= value <= self.runs.highest for value in self.values)
+
+    def __str__(self) -> str:
+        printed = " or ".join(f"{value:.4f}" for value in self.values)
+        low, high = self.runs.lowest, self.runs.highest
+        verdict = "within the runs"
+        if not self.is_within:
+            off = min(min(abs(value - low), abs(value - high)) for value in self.values)
+            verdict = f"not reproduced, {off:.4f} away from the nearest run"
+        return (
+            f"documented {self.what} {printed}; study, {self.arm.partition('/')[2]}: mean "
+            f"{self.runs.value:.4f}, {low:.4f} to {high:.4f}: {verdict}"
+        )
+
+
+@dataclass(frozen=True)
 class Study:
     """The study's summary.
 
     Attributes:
-        made: the conditions: `date` of the last run, `versions`, `hours` on one core, `data`.
+        made: the conditions: dates of the `first` and the `last` run, how many `trainings` were
+            run and the `hours` on one core, `versions`, `comparisons`, and the jobs `unfinished` on
+            the code of this edition.
         arms: by name.
         effects: every comparison, in the order of the chapters.
-        protocol: figures of the same models under other protocols; see `book/evaluation`.
+        documented: the documentation's figures, and where the runs lie.
     """
 
     made: dict[str, Any]
     arms: dict[str, Arm]
     effects: list[Effect]
-    protocol: list[dict[str, Any]] = field(default_factory=list)
+    documented: list[Documented]
 
     def of(self, chapter: str, correction: str = "") -> list[Effect]:
         """The effects that a chapter claims, of one correction or of all."""
@@ -162,7 +198,9 @@ class Study:
             row["95 % interval"] = (
                 "" if found.low is None else f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
             )
-            row["lowest to highest run"] = f"{found.lowest:.{digits}f} to {found.highest:.{digits}f}"
+            row["lowest to highest run"] = (
+                f"{found.lowest:.{digits}f} to {found.highest:.{digits}f}"
+            )
             if own is not None:
                 row["this run"] = f"{own[label]:.{digits}f}" if label in own else ""
             rows.append(row)
@@ -190,7 +228,11 @@ def read(file: Path = FILE) -> Study:
             for arm in stored["arms"]
         }
         effects = [Effect(**effect) for effect in stored["effects"]]
-        return Study(stored["made"], arms, effects, stored["protocol"])
+        documented = [
+            Documented(each["arm"], each["what"], tuple(each["documented"]), Figure(*each["runs"]))
+            for each in stored["documented"]
+        ]
+        return Study(stored["made"], arms, effects, documented)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{file.name} is no summary of the study that this rectutor reads ({error!r}); "

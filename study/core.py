@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import inspect
 import json
-import textwrap
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,16 @@ RAW = book.RESULTS / "study"
 #: Modules with jobs; each is `study/NAME.py`.
 MODULES = ("baselines", "ranking", "retrieval", "gru4rec", "sasrec", "multi_task")
 #: Modules of the package that decide a figure. A job is stale when one of them changes.
-MATTER = ("baselines", "batches", "data", "evaluation", "ratings", "sequences", "splits", "training")
+MATTER = (
+    "baselines",
+    "batches",
+    "data",
+    "evaluation",
+    "ratings",
+    "sequences",
+    "splits",
+    "training",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +225,9 @@ def jobs(names: Sequence[str] = ()) -> list[Job]:
     wrong = [name for name in names if name not in MODULES]
     if wrong:
         raise SystemExit(f"the study has no {wrong[0]!r}; choose of {', '.join(MODULES)}")
-    found = [job for name, each in modules().items() if not names or name in names for job in each.JOBS]
+    found = [
+        job for name, each in modules().items() if not names or name in names for job in each.JOBS
+    ]
     keys = [job.key for job in found]
     if len(set(keys)) < len(keys):
         raise RuntimeError(f"two jobs share a name: {sorted(keys)}")
@@ -279,13 +290,18 @@ def digest(job: Job) -> str:
 
     Comments, docstrings and the layout of the code take no part.
     """
-    texts = [_meaning((Path(results.__file__).parent / f"{name}.py").read_text("utf-8")) for name in MATTER]
-    if job.chapter in book.models():
-        texts.append(_meaning((book.NOTEBOOKS / f"{job.chapter}.py").read_text("utf-8"), only=True))
+    package = Path(results.__file__).parent
+    texts = [_meaning((package / f"{name}.py").read_text("utf-8")) for name in MATTER]
     module = inspect.getmodule(job.function)
     assert module is not None
-    own = textwrap.dedent(inspect.getsource(module))
+    own = inspect.getsource(module)
     texts.append(_used(own, job.function.__name__))
+    for name in sorted({job.chapter, *re.findall(r'definitions\("(\w+)"\)', own)}):
+        file = book.NOTEBOOKS / f"{name}.py"
+        if file.is_file():
+            texts.append(_meaning(file.read_text("utf-8"), only=True))
+    if "import protocol" in own:
+        texts.append(_meaning((Path(__file__).parent / "protocol.py").read_text("utf-8")))
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 

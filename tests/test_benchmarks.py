@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import bench, measure, preparation, quality, report, serving
+from benchmarks import bench, measure, preparation, report, serving
 from rectutor.sequences import histories, sliding_windows, training_windows
 
 ROW = measure.Row("serving", "one user", 2.0, "ms", 1.0, 3.0, ratio=10.0, reference="NumPy")
@@ -144,7 +144,7 @@ class TestBench:
 
     def test_a_group_that_breaks_fails_the_run_and_stores_nothing(self, bench_with, capsys):
         assert bench_with(None) == (1, None)
-        assert "error: quality did not run" in capsys.readouterr().err
+        assert "error: start-up did not run" in capsys.readouterr().err
 
     @pytest.mark.parametrize("options", [["--no-store"], ["--only", "serving"], ["--quick"]])
     def test_part_of_a_run_is_not_stored(self, bench_with, options):
@@ -197,42 +197,6 @@ class TestReferences:
         assert serving.overlap(close.tolist(), exact.tolist()) > 0.5
         for lists in (exact, close):
             assert not any(set(row) & set(own) for row, own in zip(lists, seen, strict=True))
-
-
-class TestQuality:
-    def test_mean_and_spread_are_over_the_seeds(self):
-        record = quality.read_seed_42()["ranking"]
-        runs = [quality.summary_of(record) for _ in range(3)]
-        for entry in runs[1]:
-            entry["metrics"]["rmse"] += 0.03
-        rows = quality.chapter_rows("ranking", record, runs)
-        row = next(row for row in rows if "with features" in row.case)
-        assert row.value == pytest.approx(row.low + 0.01)
-        assert row.high == pytest.approx(row.low + 0.03)
-        assert (row.runs, row.target, row.met) == (3, "<= 0.225", False)
-        assert row.limit
-
-    def test_a_target_without_its_model_is_an_error(self):
-        record = quality.read_seed_42()["sasrec"]
-        run = [e for e in quality.summary_of(record) if e["model"] != "SASRec made right"]
-        with pytest.raises(ValueError, match=r"sasrec.json has no 'SASRec made right'"):
-            quality.chapter_rows("sasrec", record, [run])
-
-    def test_a_chapter_that_fails_costs_no_other_its_figures(self, tmp_path, monkeypatch):
-        def run_chapter(chapter, seed):
-            if (chapter, seed) == ("gru4rec", 1):
-                raise RuntimeError("gru4rec, seed 1, failed")
-            return quality.read_seed_42()[chapter]
-
-        monkeypatch.setattr(quality, "run_chapter", run_chapter)
-        monkeypatch.setattr(quality, "RESULTS", tmp_path)
-        with pytest.raises(RuntimeError, match=r"^gru4rec, seed 1, failed$"):
-            quality.run_seeds(["gru4rec", "ranking"])
-        stored = quality.read_summary(tmp_path)["chapters"]
-        assert {chapter: set(runs) for chapter, runs in stored.items()} == {
-            "gru4rec": {"2"},
-            "ranking": {"1", "2"},
-        }
 
 
 class TestPage:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from rectutor import study
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -75,15 +77,57 @@ def test_what_is_missing_is_named_with_what_there_is(
         getattr(book_results, write)(record, target)
 
 
-def test_best_is_the_highest_ndcg_and_the_lowest_error_of_a_recipe(record: dict[str, Any]) -> None:
-    models = record["models"]
-    models += [
-        {**models[0], "metrics": {"ndcg": {"value": 0.05, "low": None, "high": None}}},
-        {**models[1], "metrics": {"rmse": {"value": 0.3, "low": None, "high": None}}},
-    ]
-    assert book_results.format_best(record, "made right", "ndcg") == "0.096 [0.088, 0.105]"
-    assert book_results.format_best(record, "made right", "rmse") == "0.229"
-    assert book_results.format_best(record, "documented", "ndcg") == ""
+@pytest.fixture
+def found(tmp_path: Path) -> study.Study:
+    metric = {"rmse": [0.2289, 0.226, 0.231, 0.228, 0.23]}
+    arms = [("toy/plain", 0.05), ("toy/better", 0.0961), ("baselines/one", 0.04)]
+    arms += [("baselines/two", 0.06), ("baselines/two | tied", 0.9)]
+    stored = {
+        "made": {},
+        "arms": [
+            {"name": name, "runs": 5, "facts": {}, "seconds": 1.0}
+            | {"metrics": {"ndcg": [value, value - 0.01, value + 0.01, value, value]}}
+            for name, value in arms
+        ]
+        + [{"name": "toy/stars", "runs": 10, "facts": {}, "seconds": 1.0, "metrics": metric}],
+        "effects": [
+            {"chapter": "toy", "correction": "C99", "what": "masks", "before": "toy/plain"}
+            | {"after": "toy/better", "metric": "ndcg", "runs": 5, "from_value": 0.05}
+            | {"to_value": 0.0961, "value": 0.0461, "low": 0.03, "high": 0.06}
+            | {"p": 0.0001, "holm": 0.0004}
+        ],
+        "documented": [],
+    }
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps(stored))
+    return study.read(file)
+
+
+def test_a_figure_of_the_study_has_its_interval_and_its_runs(found: study.Study) -> None:
+    assert book_results.format_study(found, "toy:better:ndcg") == "0.096 (0.086 to 0.106, 5 runs)"
+    assert book_results.format_study(found, "toy:stars:rmse").startswith("0.2289 (0.2260 to")
+    with pytest.raises(ValueError, match="no 'toy:worse'"):
+        book_results.format_study(found, "toy:worse:ndcg")
+    with pytest.raises(ValueError, match="has no 'ndcg'"):
+        book_results.format_study(found, "toy:stars:ndcg")
+
+
+def test_an_effect_has_its_verdict(found: study.Study) -> None:
+    text = "masks: NDCG@10 0.050 to 0.096 (+0.046, +0.030 to +0.060; improves)"
+    assert book_results.format_effect(found, "toy:C99") == text
+    with pytest.raises(ValueError, match="no comparison of 'C98'"):
+        book_results.format_effect(found, "toy:C98")
+
+
+def test_a_headline_is_of_the_arms_that_the_chapter_names(found: study.Study) -> None:
+    chapter = {"metric": "ndcg", "documented": ["toy/plain"], "made_right": ["toy/better"]}
+    assert book_results.headline(found, chapter) == {
+        "As documented": "0.050 [0.040, 0.060]",
+        "Made right": "0.096 [0.086, 0.106]",
+        "Best baseline": "0.060 [0.050, 0.070]",
+    }
+    chapter = {"metric": "rmse", "documented": ["toy/gone"], "made_right": ["toy/stars"]}
+    assert book_results.headline(found, chapter) == {"Made right": "0.2289 [0.2260, 0.2310]"}
 
 
 def test_target_without_a_chapter_is_refused() -> None:

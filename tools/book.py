@@ -82,7 +82,8 @@ def registry() -> dict[str, dict[str, Any]]:
 
     Returns:
         By name: `title`, `promise` (a sentence), and either `metric`, the one its headline is told
-        in, or `reads = true` for a chapter that only reads what the others measured.
+        in, with the study's arms that it is told of (`documented`, `made_right`), or
+        `reads = true` for a chapter that only reads what the others measured.
 
     Raises:
         ChapterError: the registry and `_toc.yml` do not name the same chapters, or an entry lacks
@@ -96,9 +97,12 @@ def registry() -> dict[str, dict[str, Any]]:
         raise ChapterError(f"chapter {name!r} is in {there} and not in {lacking}: add it there")
     for name, entry in known.items():
         missing = {"title", "promise"} - entry.keys()
-        if missing or ("metric" in entry) == bool(entry.get("reads")):
+        headline = {"metric", "documented", "made_right"}
+        told = headline <= entry.keys()
+        if missing or told == bool(entry.get("reads")):
+            told_of = ", ".join(sorted(headline))
             raise ChapterError(
-                f"{file.name}, [{name}]: give title, promise, and either metric or reads = true"
+                f"{file.name}, [{name}]: give title, promise, and either {told_of} or reads = true"
             )
     return {name: known[name] for name in listed}
 
@@ -136,6 +140,7 @@ def definitions(name: str) -> types.SimpleNamespace:
 
 
 def is_definition(node: ast.stmt) -> bool:
+    """Whether `definitions` keeps a statement of a chapter."""
     if isinstance(node, ast.Assign):
         return all(isinstance(each, ast.Name) and each.id.isupper() for each in node.targets)
     return isinstance(node, (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef))

@@ -1,6 +1,6 @@
-"""Keep the README's table of chapters at what the chapters last measured.
+"""Keep the README's table of chapters at what the study found.
 
-usage: python -m tools.readme write   put the figures of results/*.json into README.md
+usage: python -m tools.readme write   put the figures of the study into README.md
        python -m tools.readme check   exit 1 if README.md shows other figures
 """
 
@@ -8,38 +8,39 @@ from __future__ import annotations
 
 import sys
 
-from rectutor import results
+from rectutor import study
 from tools import book
 
 sys.path.insert(0, str(book.ROOT / "book" / "_ext"))
-from book_results import BEST, UNITS, format_best
+from book_results import HEADLINES, UNITS, headline
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def table() -> str:
-    """The table of chapters in Markdown, from the stored results."""
+    """The table of chapters in Markdown, from the study."""
+    found = study.read()
     lines = [
-        f"| Chapter | Measured in | {' | '.join(BEST)} |",
-        f"|---|---|{'---|' * len(BEST)}",
+        f"| Chapter | Measured in | {' | '.join(HEADLINES)} |",
+        f"|---|---|{'---|' * len(HEADLINES)}",
     ]
-    runs = set()
     for name, chapter in book.registry().items():
-        file = book.RESULTS / f"{name}.json"
-        if chapter.get("reads") or not file.is_file():
+        if chapter.get("reads"):
             continue
-        record, metric = results.read(file), chapter["metric"]
-        cells = [format_best(record, recipe, metric) for recipe in BEST.values()]
+        figures = headline(found, chapter)
+        cells = [figures.get(heading, "") for heading in HEADLINES]
         title = f"[{chapter['title']}](notebooks/{name}.ipynb)"
-        lines.append(f"| {title} | {UNITS[metric]} | {' | '.join(cells)} |")
-        data, profile, device = record["data"]["name"], record["profile"], record["device"]
-        runs.add(f"MovieLens {data} ({profile} profile, {device})")
-    lines += ["", f"Measured on {'; '.join(sorted(runs))}; 95 % bootstrap intervals in brackets."]
+        lines.append(f"| {title} | {UNITS[chapter['metric']]} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Means over the runs of the study on MovieLens 100K (`make study`), each with its seed and "
+        "its order of ties in time; in brackets 95 % intervals over users and runs.",
+    ]
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Run the command line; 0 when README.md shows what the results say."""
+    """Run the command line; 0 when README.md shows what the study says."""
     readme = book.ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)

@@ -8,6 +8,12 @@ The figures come from `results/NAME.json` (see `rectutor.results`). In a Markdow
   ``{fact}`gru4rec:c8_leaked_share:.0%` ``,
 - ``{run}`gru4rec:device` `` how the chapter ran: `profile`, `backend`, `device`, `seed` or `data`.
 
+From the study (see `rectutor.study`), which has figures over seeds, tie orders and folds:
+
+- ``{study}`gru4rec:made right:ndcg` `` a model's mean, with its interval and the number of runs,
+- ``{effect}`gru4rec:C11` `` what a correction changes, with interval and verdict, a phrase a
+  comparison.
+
 The directive `{chapters}` lists the chapters in reading order, each with what it promises
 (`notebooks/chapters.toml`) and its best figures.
 
@@ -28,7 +34,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from rectutor import results
+from rectutor import results, study
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +46,14 @@ DECIMALS = {"rmse": 4}
 BOOK_DATA = ("100k", "1m")
 
 #: The headline metrics, with their unit and sense.
-UNITS = {"rmse_stars": "RMSE, stars (lower is better)", "ndcg": "NDCG@10 (higher is better)"}
+UNITS = {"rmse": "RMSE, labels 0 to 1 (lower is better)", "ndcg": "NDCG@10 (higher is better)"}
 
-#: The columns of a list of chapters: the best model of each of these recipes.
-BEST = {"As documented": "documented", "Made right": "made right", "Best baseline": "baseline"}
+#: The columns of a list of chapters: heading to the entry of `chapters.toml` with its arms.
+HEADLINES = {
+    "As documented": "documented",
+    "Made right": "made_right",
+    "Best baseline": "baselines",
+}
 
 #: What `{run}` can say of a chapter.
 RUN_FIELDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -139,25 +149,70 @@ def format_run(record: Mapping[str, Any], target: str) -> str:
     return RUN_FIELDS[target](record)
 
 
-def format_best(record: Mapping[str, Any], recipe: str, metric: str) -> str:
-    """Write the best value of a metric among the models of one recipe, with its interval.
+def format_study(found: study.Study, target: str) -> str:
+    """Write a model's mean over runs: `chapter:model:metric`.
+
+    Raises:
+        ValueError: the study has no such model, or no such metric of it.
+    """
+    name, _, metric = target.rpartition(":")
+    arm = found.arms.get(name.replace(":", "/", 1))
+    if arm is None:
+        raise ValueError(f"the study has no {name!r}; it has {', '.join(found.arms) or 'nothing'}")
+    if metric not in arm.metrics:
+        raise ValueError(f"{name!r} has no {metric!r}; it has {', '.join(arm.metrics)}")
+    digits, figure = DECIMALS.get(metric, 3), arm.metrics[metric]
+    ends = f"{figure.low:.{digits}f} to {figure.high:.{digits}f}"
+    return f"{figure.value:.{digits}f} ({ends}, {arm.runs} runs)"
+
+
+def format_effect(found: study.Study, target: str) -> str:
+    """Write what a correction changes: `chapter:C12`.
+
+    Raises:
+        ValueError: the study has no comparison of it.
+    """
+    chapter, _, correction = target.partition(":")
+    effects = found.of(chapter, correction)
+    if not effects:
+        raise ValueError(f"the study has no comparison of {correction!r} in {chapter!r}")
+    return "; ".join(map(_phrase, effects))
+
+
+def _phrase(effect: study.Effect) -> str:
+    digits = DECIMALS.get(effect.metric, 3)
+    numbers = [effect.from_value, effect.to_value]
+    before, after = (f"{number:.{digits}f}" for number in numbers)
+    ends = f"{effect.low:+.{digits}f} to {effect.high:+.{digits}f}"
+    return (
+        f"{effect.what}: {study.METRICS[effect.metric]} {before} to {after} "
+        f"({effect.value:+.{digits}f}, {ends}; {effect.verdict})"
+    )
+
+
+def headline(found: study.Study, chapter: Mapping[str, Any]) -> dict[str, str]:
+    """A chapter's figures in the study, as documented, made right and of the best baseline.
+
+    Args:
+        found: the study.
+        chapter: its entry in `notebooks/chapters.toml`.
 
     Returns:
-        Such as `0.131 [0.114, 0.149]`; nothing where no model of the recipe has the metric.
+        Heading to a figure such as `0.131 [0.114, 0.149]`, for those that the study has; an RMSE is
+        in labels from 0 to 1. The best baseline is the one with the best mean.
     """
-    lower = metric.startswith("rmse")
-    protocol = "rating" if lower else "leave-one-out"
-    values = [
-        entry["metrics"][metric]
-        for entry in record["models"]
-        if (entry["recipe"], entry["protocol"]) == (recipe, protocol) and metric in entry["metrics"]
-    ]
-    if not values:
-        return ""
-    best = (min if lower else max)(values, key=lambda interval: interval["value"])
-    if best["low"] is None:
-        return f"{best['value']:.3f}"
-    return f"{best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}]"
+    metric = chapter["metric"]
+    digits = DECIMALS.get(metric, 3)
+    texts = {}
+    for heading, key in HEADLINES.items():
+        names = chapter.get(key) or [name for name in found.arms if name.startswith("baselines/")]
+        arms = [found.arms[name] for name in names if name in found.arms and "|" not in name]
+        figures = [arm.metrics[metric] for arm in arms if metric in arm.metrics]
+        if figures:
+            best = (min if metric == "rmse" else max)(figures, key=lambda each: each.value)
+            ends = f"[{best.low:.{digits}f}, {best.high:.{digits}f}]"
+            texts[heading] = f"{best.value:.{digits}f} {ends}"
+    return texts
 
 
 class ChapterList(SphinxDirective):
@@ -167,7 +222,7 @@ class ChapterList(SphinxDirective):
         """Write the list as Markdown and have it parsed."""
         source = Path(self.env.srcdir)
         registry = source / "notebooks" / "chapters.toml"
-        for file in (registry, source / "_toc.yml"):
+        for file in (registry, source / "_toc.yml", study.FILE):
             self.env.note_dependency(str(file))
         known = tomllib.loads(registry.read_text(encoding="utf-8"))
         root = self.env.docname.count("/") * "../"
@@ -176,22 +231,21 @@ class ChapterList(SphinxDirective):
             folder, _, name = page.rpartition("/")
             if folder != "notebooks":
                 continue
-            chapter, file = known[name], source / "results" / f"{name}.json"
+            chapter = known[name]
             text = f"**[{chapter['title']}]({root}{page}.ipynb).** {chapter['promise']}"
-            self.env.note_dependency(str(file))
-            if "metric" in chapter and file.is_file():
-                text += self.figures(results.read(file), chapter["metric"])
+            if "metric" in chapter:
+                text += self.figures(chapter)
             lines += [text, ""]
         container = nodes.Element()
         self.state.nested_parse(StringList(lines, source="chapters.toml"), 0, container)
         return container.children
 
     @staticmethod
-    def figures(record: Mapping[str, Any], metric: str) -> str:
-        """The chapter's best figures as a sentence; nothing where it has none."""
-        found = {title: format_best(record, recipe, metric) for title, recipe in BEST.items()}
-        parts = [f"{title.lower()} {text}" for title, text in found.items() if text]
-        return f" {UNITS[metric]}: {', '.join(parts)}." if parts else ""
+    def figures(chapter: Mapping[str, Any]) -> str:
+        """The chapter's figures in the study as a sentence; nothing where it has none."""
+        found = headline(study.read(), chapter)
+        parts = [f"{title.lower()} {text}" for title, text in found.items()]
+        return f" {UNITS[chapter['metric']]}: {', '.join(parts)}." if parts else ""
 
 
 class ResultRole(SphinxRole):
@@ -224,6 +278,30 @@ class ResultRole(SphinxRole):
         return [nodes.inline(text=text, classes=["measured"])], []
 
 
+class StudyRole(SphinxRole):
+    """A role that writes a figure of the study.
+
+    Args:
+        write: makes the text from the study and what the role holds.
+    """
+
+    def __init__(self, write: Callable[[study.Study, str], str]) -> None:
+        super().__init__()
+        self.write = write
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Write the figure, or warn and write a mark that nobody overlooks."""
+        self.env.note_dependency(str(study.FILE))
+        try:
+            text = self.write(study.read(), self.text)
+        except ValueError as error:
+            logger.warning(
+                "{%s}`%s`: %s", self.name, self.text, error, location=self.get_location()
+            )
+            return [nodes.strong(text="?")], []
+        return [nodes.inline(text=text, classes=["measured"])], []
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the roles and the directive."""
     app.add_directive("chapters", ChapterList)
@@ -231,4 +309,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("interval", ResultRole(format_interval))
     app.add_role("fact", ResultRole(format_fact))
     app.add_role("run", ResultRole(format_run))
+    app.add_role("study", StudyRole(format_study))
+    app.add_role("effect", StudyRole(format_effect))
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
