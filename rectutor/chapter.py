@@ -227,7 +227,7 @@ class Run:
                 print(f"the study has no comparison of {correction or self.name}")
 
     def documented(self) -> None:
-        """Print each figure that the chapter's documentation has, and where the study's runs lie."""
+        """Print the figures that the documentation has, and where the study's runs lie."""
         from rectutor import study
 
         found = [each for each in study.read().documented if each.arm.startswith(f"{self.name}/")]

@@ -14,6 +14,8 @@ From the study (see `rectutor.study`), which has figures over seeds, tie orders 
 - ``{effect}`gru4rec:C11` `` what a correction changes, with interval and verdict, a phrase a
   comparison.
 
+The directive `{effects}` makes a table of the latter, over all corrections.
+
 The directive `{chapters}` lists the chapters in reading order, each with what it promises
 (`notebooks/chapters.toml`) and its best figures.
 
@@ -248,6 +250,39 @@ class ChapterList(SphinxDirective):
         return f" {UNITS[chapter['metric']]}: {', '.join(parts)}." if parts else ""
 
 
+class EffectTable(SphinxDirective):
+    """What every correction changes: effect, interval and verdict, a row a comparison."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table as Markdown and have it parsed."""
+        self.env.note_dependency(str(study.FILE))
+        lines = [
+            "| | chapter | what changes | metric | effect | verdict | runs |",
+            "|:--|:--|:--|:--|:--|:--|--:|",
+        ]
+        effects = [effect for effect in study.read().effects if effect.correction]
+        effects.sort(key=lambda effect: (int(effect.correction[1:]), effect.chapter))
+        for effect in effects:
+            digits = DECIMALS.get(effect.metric, 3)
+            label = f"{effect.chapter.replace('_', '-')}-{effect.correction.lower()}"
+            ends = f"{effect.low:+.{digits}f} to {effect.high:+.{digits}f}"
+            numbers = (effect.from_value, effect.to_value)
+            values = " to ".join(f"{number:.{digits}f}" for number in numbers)
+            cells = [
+                f"{{ref}}`{effect.correction} <{label}>`",
+                effect.chapter.replace("_", "-"),
+                effect.what,
+                f"{study.METRICS[effect.metric]} {values}",
+                f"{effect.value:+.{digits}f} ({ends})",
+                effect.verdict,
+                str(effect.runs),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        container = nodes.Element()
+        self.state.nested_parse(StringList(lines, source="study.json"), 0, container)
+        return container.children
+
+
 class ResultRole(SphinxRole):
     """A role that reads `results/CHAPTER.json` and writes one of its figures.
 
@@ -305,6 +340,7 @@ class StudyRole(SphinxRole):
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the roles and the directive."""
     app.add_directive("chapters", ChapterList)
+    app.add_directive("effects", EffectTable)
     app.add_role("result", ResultRole(format_result))
     app.add_role("interval", ResultRole(format_interval))
     app.add_role("fact", ResultRole(format_fact))

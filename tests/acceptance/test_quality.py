@@ -1,9 +1,9 @@
 """What the chapters reached when the notebooks ran, held against the study on MovieLens 100K.
 
 `make test` runs the notebooks with `RECTUTOR_RESULTS` pointing to a fresh folder and then these
-tests over what they stored. A chapter's run has a seed, a processor and versions of its own, so it is
-one more draw: it has to lie where the study's draws do. On other data than 100K there is nothing to
-hold it to, and the skip says so.
+tests over what they stored. A chapter's run has a seed, a processor and versions of its own, so it
+is one more draw: it has to lie where the study's draws do. On other data than 100K there is nothing
+to hold it to, and the skip says so.
 """
 
 import pytest
