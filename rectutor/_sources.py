@@ -29,7 +29,7 @@ import urllib.request
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,19 +127,27 @@ ARCHIVES = {
 }
 
 
-def order(name: str) -> list[str]:
-    """The sources to try for a data set: first those that need no network this time."""
+def order(name: str) -> Iterator[str]:
+    """The sources to try for a data set: first those that need no network this time.
 
-    def is_far(source: str) -> bool:
+    One that is given or included comes before the cache is looked for, which loads pooch.
+    """
+
+    def is_given(source: str) -> bool:
         archive = ARCHIVES[source, name]
-        if source == "included" or (source == "grouplens" and _at_hand(archive)):
-            return False
-        try:
-            return not (cache() / archive.file).is_file()
-        except OSError:  # `kept` says so
-            return True
+        return source == "included" or (source == "grouplens" and _at_hand(archive) is not None)
 
-    return sorted((source for source, known in ARCHIVES if known == name), key=is_far)
+    def is_kept(source: str) -> bool:
+        try:
+            return (cache() / ARCHIVES[source, name].file).is_file()
+        except OSError:  # `kept` says so
+            return False
+
+    left = [source for source, known in ARCHIVES if known == name]
+    for is_near in (is_given, is_kept, bool):
+        near = [source for source in left if is_near(source)]
+        left = [source for source in left if source not in near]
+        yield from near
 
 
 def load(name: str, source: str) -> Tables:
