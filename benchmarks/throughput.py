@@ -128,7 +128,7 @@ def ranking_features(chapter: Chapter, epochs: int, callbacks: Callbacks) -> int
     model = code.new_feature_model(
         x, y, users, movies, dim=settings.wide, dropout=settings.dropout, seed=chapter.seed
     )
-    rates = {"learning_rate": settings.learning_rate, "decay": settings.decays[-1]}
+    rates = {"learning_rate": settings.learning_rate, "decay": settings.decays[1]}
     fit = chapter.fit(epochs, callbacks)
     code.train(model, x, y, batch_size=settings.batch_size, **rates, **fit)
     return len(y)

@@ -179,8 +179,65 @@ def test_features_of_movies_and_users(chapter):
     assert chapter.user_features(None, 2).tolist() == [[0], [1], [1]]
 
 
-def test_a_new_user_gets_the_ridge_solution(chapter):
+def test_adagrad_and_adamw_start_from_the_same_documented_network(chapter):
+    """What lies between their rows is the training, so all else must be the same."""
+    sizes, pairs = (NUM_USERS, NUM_MOVIES), some_pairs()
+    how = {"dim": 4, "epochs": 0, "batch_size": 50, "seed": 3}
+    by_adagrad, _ = chapter.documented(pairs, some_labels(), sizes, **how)
+    for_adamw = chapter.new_documented_model(sizes, dim=4, seed=3)
+    assert np.array_equal(scores(by_adagrad, pairs), scores(for_adamw, pairs))
+
+
+@pytest.mark.parametrize(
+    ("reached", "said"),
+    [({0.1: 0.2, 1.0: 0.3, 3.0: 0.4}, "at an edge of"), ({0.1: 0.3, 1.0: 0.2, 3.0: 0.4}, "inside")],
+)
+def test_the_choice_of_the_decay_says_whether_it_is_at_an_edge(
+    chapter, capsys, monkeypatch, reached, said
+):
+    asked = []
+
+    def train(model, x, y, *, decay, validation, **how):
+        asked.append((decay, validation))
+        return {"rmse": [0.9, 0.1], "val_rmse": [0.0, reached[decay]]}, 1.0
+
+    monkeypatch.setitem(chapter.choose_decay.__globals__, "train", train)
+    pairs = (some_pairs(), some_labels())
+    best = chapter.choose_decay("a model", object, *pairs, tuple(reached), "held back")
+    assert asked == [(decay, "held back") for decay in reached]
+    assert best == min(reached, key=reached.get)
+    assert capsys.readouterr().out.endswith(f"a model: {best:g} is best, {said} the grid\n")
+
+
+def test_a_change_is_paired_by_user(chapter):
+    """Users differ much more than models do: only pairing tells the models apart."""
     random = np.random.default_rng(0)
-    vectors, solution = random.normal(size=(200, 3)), np.array([0.2, 1.0, -1.0, 0.5])
-    leftovers = solution[0] + vectors @ solution[1:]
-    np.testing.assert_allclose(chapter.fold_in(vectors, leftovers, ridge=1e-9), solution, atol=1e-6)
+    users = np.repeat(np.arange(40), 10)
+    actual = np.repeat(random.normal(0, 3, 40), 10)
+    before, after = np.zeros(400) + 0.1, np.zeros(400)
+    found = chapter.change(before, after, actual, users)
+    assert chapter.change(after, before, actual, users).value == pytest.approx(-found.value)
+    assert found.high - found.low < 0.1
+    assert chapter.change(after, after, actual, users) == chapter.Interval(0.0, 0.0, 0.0)
+
+
+def test_the_study_trains_with_the_decays_that_the_chapter_chose():
+    from rectutor import results
+    from study.ranking import DECAYS
+    from tools import book
+
+    found = results.read(book.RESULTS / "ranking.json")["facts"]
+    chosen = {
+        "documented network, AdamW": found.get("decay_documented_network"),
+        "made right, ids only": found.get("decay_made_right"),
+    }
+    if None in chosen.values():
+        pytest.skip("the stored results are of an older chapter")
+    assert chosen == DECAYS
+
+
+def test_the_grid_of_decays_holds_those_of_the_study_inside(chapter):
+    from study.ranking import DECAYS
+
+    grid = chapter.SETTINGS["decays"][0]
+    assert all(min(grid) < decay < max(grid) for decay in DECAYS.values())

@@ -94,28 +94,16 @@ def test_recommends_neither_padding_nor_seen_movies(chapter, split, name):
         assert not np.isin(movies, queries.history(row)).any()
 
 
-def test_index_returns_the_best_unseen_real_movies(chapter):
-    rng = np.random.default_rng(2)
-    candidates = rng.normal(size=(NUM_MOVIES + 1, WIDTH)).astype(np.float32)
-    query = rng.normal(size=(1, WIDTH)).astype(np.float32)
-    candidates[PADDING_ID] = 10 * query[0]  # would win if it were allowed to compete
-    best = np.argsort(-candidates @ query[0])
-    seen = best[best != PADDING_ID][:5]
-    index = chapter.movie_index(candidates, 10 + len(seen))
-    found = chapter.retrieve_unseen(index, ops.convert_to_tensor(query), seen, 10)
-    assert found.tolist() == best[best != PADDING_ID][5:15].tolist()
-
-
-def test_index_of_a_small_catalogue_returns_what_there_is(chapter):
-    index = chapter.movie_index(np.eye(4, dtype=np.float32), 10)
-    found = chapter.retrieve_unseen(index, ops.ones((1, 4)), [2], 10)
-    assert sorted(found.tolist()) == [1, 3]
-
-
 def test_documented_list_competes_with_the_padding_row(chapter):
     candidates = np.zeros((5, 2), np.float32)
     candidates[PADDING_ID] = 1
     assert chapter.top_of_table(np.ones((1, 2)), candidates, 2)[0, 0] == PADDING_ID
+
+
+def test_what_is_left_out_of_the_table_is_not_listed(chapter):
+    candidates = np.arange(10, dtype=np.float32).reshape(5, 2)[::-1]  # row 0 is the highest
+    found = chapter.top_of_table(np.ones((1, 2)), candidates, 2, [PADDING_ID, 1])
+    assert found.tolist() == [[2, 3]]
 
 
 @pytest.mark.parametrize("remove_hits", [False, True])
@@ -235,6 +223,41 @@ def test_catalogue_overfits_one_batch(chapter, ratings):
     scores = model({"user_id": np.arange(1, 9, dtype=np.int32), "watched": watched})
     best = np.argsort(-ops.convert_to_numpy(scores)[:, 1:], axis=1)[:, :12] + 1
     assert np.take_along_axis(watched, best, axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "stalled", "said"), [(30, True, "stopped by the rule"), (3, False, "BY THE CAP")]
+)
+def test_one_rule_ends_a_training_and_it_says_so_if_the_cap_did(
+    chapter, split, capsys, epochs, stalled, said
+):
+    """Scores that never get better stall at once; the cap must not be mistaken for the rule."""
+    trained_on = []
+
+    def train(model, frame, epochs, callbacks):
+        trained_on.append(len(frame))
+        one = np.zeros((1, 1), np.float32)
+        model.fit(one, one, epochs=epochs, callbacks=callbacks, verbose=0)
+
+    def scores(queries):
+        return np.zeros((len(queries), NUM_MOVIES + 1))
+
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    how = {"epochs": epochs, "every": 2, "patience": 3}
+    watch, found = chapter.train_until_stalled(train, model, scores, split, **how)
+    assert trained_on == [len(split.train)]
+    assert found == stalled
+    assert said in capsys.readouterr().out
+    if stalled:
+        assert (watch.best_epoch, watch.history[-1]["epoch"]) == (2, 8)
+
+
+def test_all_losses_wait_for_equally_many_looks_and_the_caps_are_far(chapter):
+    settings = chapter.SETTINGS
+    assert isinstance(settings["patience"], int)
+    assert settings["in_batch_epochs"][0] > 10 * settings["patience"]
+    assert settings["catalogue_epochs"][0] > 10 * settings["patience"] * 5
 
 
 @pytest.mark.parametrize("name", NAMES)
