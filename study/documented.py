@@ -27,8 +27,8 @@ class Documented(NamedTuple):
 FIGURES = (
     Documented("ranking/documented", "test_loss", "test loss", (0.0659,)),
     Documented("ranking/documented", "rmse", "test RMSE", (0.2568,)),
-    Documented("retrieval/MSE, documented", "loss", "loss after epoch 50", (0.4669,)),
-    Documented("retrieval/MSE, documented", "val_loss", "validation loss", (0.4743,)),
+    Documented("retrieval/random split: MSE, documented", "loss", "loss after epoch 50", (0.4669,)),
+    Documented("retrieval/random split: MSE, documented", "val_loss", "validation loss", (0.4743,)),
     Documented(
         "multi_task/documented, multi-task", "accuracy", "top-10 accuracy", (0.0170, 0.0199)
     ),
