@@ -162,13 +162,15 @@ def _how_often(numbers: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Interval:
-    """A measured value and its 95 % interval."""
+    """A measured value and its 95 % interval; without one where `low` and `high` are None."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
     def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f}"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
@@ -181,7 +183,8 @@ class Evaluation:
     Attributes:
         name: what the recommender is called in tables.
         k: how many movies were recommended to each user.
-        metrics: `"hit_rate"`, `"ndcg"`, `"mrr"` and `"coverage"` to their `Interval`.
+        metrics: `"hit_rate"`, `"ndcg"`, `"mrr"` and `"coverage"` to their `Interval`; that of
+            coverage is the value alone.
         user_ids: `(num_users,)` the users, ascending.
         per_user: `"hit_rate"`, `"ndcg"` and `"mrr"` to a `(num_users,)` float array.
         recommendations: `(num_users, k)` int32 movie ids, best first, as the metrics saw them:
@@ -485,9 +488,8 @@ def evaluate(
 
     Returns:
         The `Evaluation`. The interval of a mean runs between the 2.5 and 97.5 % quantiles of the
-        means over resampled users. For coverage, which shrinks in a resample because it holds
-        fewer distinct users, the quantiles are moved so that the resamples' mean is the
-        measured value.
+        means over resampled users. Coverage has none: it is no mean over users, and a resample,
+        which holds fewer distinct users, always covers less.
 
     Raises:
         ValueError: a score is NaN (the message names the user), the scores have another shape, `k`
@@ -519,7 +521,8 @@ def evaluate(
     per_user = _metrics(np.concatenate(hits), np.concatenate(num_targets))
     recommendations = np.concatenate(lists)
     means = _intervals(np.stack(list(per_user.values()), axis=1), num_resamples, seed)
-    coverage = _coverage(recommendations, split.num_movies, num_resamples, seed)
+    recommended = np.unique(recommendations[recommendations != PADDING_ID])
+    coverage = Interval(len(recommended) / split.num_movies)
     return Evaluation(
         name=name_of(recommender) if name is None else name,
         k=k,
@@ -625,7 +628,7 @@ def _check_recommender(recommender: Any, split: Split, on: str, allow_leak: bool
     checks.choice(on, "on", ("test", "validation"))
     if allow_leak:
         return
-    for part in getattr(recommender, "parts", (recommender,)):
+    for part in _parts(recommender):
         if on == "validation" and getattr(part, "knows_validation", False):
             raise ValueError(
                 f"{name_of(part)} was fitted on train and validation, so it has seen the "
@@ -640,6 +643,16 @@ def _check_recommender(recommender: Any, split: Split, on: str, allow_leak: bool
                     f"first; train it on what comes before, or say allow_leak=True to show the "
                     "leak"
                 )
+
+
+def _parts(recommender: Any) -> Iterator[Any]:
+    """What a recommender is mixed of, and what these are mixed of; itself, if it is no mixture."""
+    mixed = getattr(recommender, "parts", None)
+    if mixed is None:
+        yield recommender
+    else:
+        for part in mixed:
+            yield from _parts(part)
 
 
 def _allowed_scores(
@@ -807,33 +820,6 @@ def _resampled_means(values: np.ndarray, num_resamples: int, seed: int) -> np.nd
 def _intervals(values: np.ndarray, num_resamples: int, seed: int) -> list[Interval]:
     low, high = np.quantile(_resampled_means(values, num_resamples, seed), _LEVEL, axis=0)
     return [Interval(*map(float, row)) for row in zip(values.mean(axis=0), low, high, strict=True)]
-
-
-def _coverage(
-    recommendations: np.ndarray, num_movies: int, num_resamples: int, seed: int
-) -> Interval:
-    """The share of the catalogue in at least one list, with its interval.
-
-    A movie in more than 40 lists is in every resample, but for a chance below 1e-17; only
-    the others are looked up.
-    """
-    users, columns = np.nonzero(recommendations != PADDING_ID)
-    movies = recommendations[users, columns]
-    frequency = np.bincount(movies, minlength=num_movies + 1)
-    rare = (frequency[movies] <= 40).nonzero()[0]
-    rare = rare[np.argsort(movies[rare], kind="stable")]
-    always = int((frequency > 40).sum())
-    starts = np.flatnonzero(np.diff(movies[rare], prepend=-1))
-    resampled = [
-        always + np.logical_or.reduceat(counts[:, users[rare]] > 0, starts, axis=1).sum(axis=1)
-        if len(starts)
-        else np.full(len(counts), always)
-        for counts in _resample_counts(len(recommendations), num_resamples, seed)
-    ]
-    shares = np.concatenate(resampled) / num_movies
-    value = np.count_nonzero(frequency) / num_movies
-    low, high = np.quantile(shares, _LEVEL) + value - shares.mean()
-    return Interval(value, float(np.clip(low, 0, value)), float(np.clip(high, value, 1)))
 
 
 def name_of(recommender: Any) -> str:

@@ -4,8 +4,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rectutor.baselines import EASE, ItemKNN, Mixture, Popularity, choose, standard_baselines
-from rectutor.evaluation import Queries, compare, evaluate, queries_for, recommend, win_rate
+from rectutor.baselines import (
+    ALS,
+    EASE,
+    ItemKNN,
+    Mixture,
+    Popularity,
+    SequentialRules,
+    choose,
+    standard_baselines,
+)
+from rectutor.evaluation import (
+    Queries,
+    Trained,
+    compare,
+    evaluate,
+    queries_for,
+    recommend,
+    win_rate,
+)
 from rectutor.sequences import Histories
 from rectutor.splits import Split, leave_one_out, random_split, temporal_split
 
@@ -258,6 +275,15 @@ VALUES = [
     (lambda: EASE(float("inf")), "regularization is inf"),
     (lambda: EASE(tau=0), "tau, in interactions, is 0; it must be above 0"),
     (lambda: ItemKNN(tau=float("inf")), "is inf"),
+    (lambda: ALS(0), "ALS: factors is 0; it must be at least 1"),
+    (lambda: ALS(regularization=0), "ALS: regularization is 0; it must be above 0"),
+    (lambda: ALS(alpha=float("nan")), "ALS: alpha is nan; it must be above 0"),
+    (lambda: ALS(sweeps=0), "ALS: sweeps is 0; it must be at least 1"),
+    (lambda: ALS(seed=-1), "ALS: seed is -1; it must be at least 0"),
+    (lambda: SequentialRules(0), "SequentialRules: steps is 0; it must be at least 1"),
+    (lambda: SequentialRules(tau=-1), "tau, in interactions, is -1; it must be above 0"),
+    (lambda: Trained(zeros, PART[["user_id"]]), "Trained: interactions: no column 'movie_id'"),
+    (lambda: Trained(zeros, ratings(user_id=[0, 1, 1, 1, 2])), "user_id 0 in row 0 is no id"),
     (lambda: Mixture(zeros, zeros, np.nan), "weight is nan; it must be finite"),
     (lambda: choose(SPLIT, []), "got no candidates"),
     (
@@ -285,6 +311,11 @@ KINDS = [
     (lambda: EASE("200"), "regularization is '200'; give a number"),
     (lambda: EASE(True), "regularization is True"),
     (lambda: ItemKNN(tau="soon"), "tau, in interactions, is 'soon'"),
+    (lambda: ALS(8.0), r"ALS: factors is 8\.0; give a whole number"),
+    (lambda: ALS(alpha="40"), "ALS: alpha is '40'; give a number"),
+    (lambda: SequentialRules(True), "SequentialRules: steps is True; give a whole number"),
+    (lambda: SequentialRules(tau="soon"), "tau, in interactions, is 'soon'"),
+    (lambda: Trained(zeros, [(1, 2)]), "Trained: interactions got a list; give a pandas"),
     (lambda: Mixture(zeros, zeros, "1"), "weight is '1'; give a number"),
 ]
 
@@ -295,7 +326,7 @@ def test_no_call_takes_the_kind(call, message):
         call()
 
 
-@pytest.mark.parametrize("make", [Popularity, ItemKNN, EASE])
+@pytest.mark.parametrize("make", [Popularity, ItemKNN, EASE, ALS, SequentialRules])
 def test_baselines_fit_to_splits_only(make):
     with pytest.raises(TypeError, match="got a DataFrame to fit; give a Split"):
         make().fit(ratings())

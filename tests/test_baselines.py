@@ -12,12 +12,15 @@ from hypothesis import given
 
 from rectutor import baselines
 from rectutor.baselines import (
+    ALS,
     EASE,
     ItemKNN,
     Mixture,
     Popularity,
+    SequentialRules,
     choose,
     ease_grid,
+    grids,
     standard_baselines,
     weighted_histories,
 )
@@ -104,6 +107,84 @@ def test_ease_solves_its_least_squares_problem():
     np.testing.assert_allclose(gradient, 0.0, atol=1e-4)
 
 
+@given(splits(), st.sampled_from([1, 2, 30]))
+def test_sequential_rules_count_what_follows_and_how_soon(split, steps):
+    expected = np.zeros((9, 9))
+    for _, movies in split.train.groupby("user_id")["movie_id"]:
+        for later, after in enumerate(movies):
+            for earlier, before in enumerate(movies[:later]):
+                if later - earlier <= steps:
+                    expected[before, after] += 1 / (later - earlier)
+    model = SequentialRules(steps).fit(split)
+    assert model.weights.dtype == np.float32
+    np.testing.assert_allclose(model.weights, expected, rtol=1e-5)
+    scores = model(queries_of([4, 2, 7], []))
+    fading = expected[7] + np.exp(-1 / 3) * expected[2] + np.exp(-2 / 3) * expected[4]
+    np.testing.assert_allclose(scores, [fading, np.zeros(9)], rtol=1e-5)
+
+
+def test_sequential_rules_go_by_time_and_learn_from_validation_when_asked():
+    ratings = frame([(1, 1), (1, 2), (1, 3), (1, 4), (1, 5)]).iloc[[4, 2, 0, 3, 1]]
+    split = leave_one_out(ratings)
+    known = SequentialRules(1).fit(split).weights
+    assert np.argwhere(known).tolist() == [[1, 2], [2, 3]]
+    more = SequentialRules(1).fit(split, include_validation=True).weights
+    assert np.argwhere(more).tolist() == [[1, 2], [2, 3], [3, 4]]
+
+
+def als_loss(model, interactions, users):
+    confidence = 1 + model.alpha * interactions
+    errors = confidence * (interactions - users @ model.movies.T) ** 2
+    size = (users**2).sum() + (model.movies**2).sum()
+    return errors.sum() + model.regularization * size
+
+
+@given(splits(), st.sampled_from([0.5, 8.0]), st.sampled_from([0.2, 20.0]))
+def test_als_solves_each_side_of_the_loss_of_the_paper(split, regularization, alpha):
+    """No small step of the factors of a query makes the loss lower, and sweeps never raise it."""
+    interactions = binary(split)
+    rows = [[*np.flatnonzero(row)] for row in interactions]
+    losses = []
+    for sweeps in (1, 2, 6):
+        model = ALS(3, regularization, alpha, sweeps).fit(split)
+        users = np.zeros((len(rows), 3))
+        for user, row in enumerate(interactions):
+            weighted = model.movies * (1 + alpha * row)[:, None]
+            to_solve = weighted.T @ model.movies + regularization * np.eye(3)
+            users[user] = np.linalg.solve(to_solve, weighted.T @ row)
+        losses.append(als_loss(model, interactions, users))
+        expected = users @ model.movies.T
+        np.testing.assert_allclose(model(queries_of(*rows)), expected, atol=1e-5)
+    assert losses[2] <= losses[1] + 1e-9 <= losses[0] + 2e-9
+
+
+def test_als_has_movies_that_are_the_solution_for_their_users():
+    """One sweep by the equations of the paper, written densely."""
+    split = Split(frame([(1, 1), (1, 2), (2, 2), (2, 3), (3, 1)]), *[frame([])] * 2, 3, 4)
+    model, interactions = ALS(2, 1.5, 4.0, sweeps=1, seed=3).fit(split), binary(split)
+    movies = np.random.default_rng(3).normal(0, 2**-0.5, (5, 2))
+
+    def solve(matrix, other):
+        return np.stack(
+            [
+                np.linalg.inv(other.T @ np.diag(1 + 4.0 * row) @ other + 1.5 * np.eye(2))
+                @ (other.T @ (5.0 * row))
+                for row in matrix
+            ]
+        )
+
+    expected = solve(interactions.T, solve(interactions, movies))
+    np.testing.assert_allclose(model.movies, expected, atol=1e-12)
+    assert not model.movies[[0, 4]].any()
+    assert not model(queries_of([])).any()
+
+
+def test_als_gives_the_same_for_the_same_seed(made_up):
+    first, same, other = (ALS(4, seed=seed).fit(made_up).movies for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first - other).max() > 1e-6
+
+
 @given(histories, st.sampled_from([None, 0.5, 3.0]))
 def test_a_history_weighs_by_how_long_ago(rows, tau):
     expected = np.zeros((len(rows), 9))
@@ -116,7 +197,7 @@ def test_a_history_weighs_by_how_long_ago(rows, tau):
     np.testing.assert_allclose(actual.toarray(), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("make", [Popularity, ItemKNN, EASE, lambda: ItemKNN(tau=2.0)])
+@pytest.mark.parametrize("make", [Popularity, ItemKNN, EASE, ALS, SequentialRules])
 def test_scores_fit_the_protocol(make, made_up):
     model = make().fit(made_up)
     queries = queries_for(made_up)
@@ -167,15 +248,17 @@ def test_the_five_rows_are_those_of_the_protocol(made_up):
 
 
 def test_choosing_looks_at_validation_and_takes_the_best(made_up):
-    candidates = [Popularity(), *ease_grid((10.0, 100.0), (None, 3.0)), ItemKNN()]
+    rules = [SequentialRules(2), SequentialRules(2, 1.0), SequentialRules(3)]
+    ease = ease_grid((10.0, 100.0), (None, 3.0))
+    candidates = [Popularity(), *ease, ItemKNN(), *rules, ALS(4), ALS(2, 30.0, 1.0)]
     choice = choose(made_up, candidates)
     assert choice.table["candidate"].tolist() == [candidate.name for candidate in candidates]
     assert choice.best.name == choice.table.loc[choice.table["ndcg"].idxmax(), "candidate"]
     assert choice.evaluation.ndcg == choice.table["ndcg"].max()
     assert choice.evaluation.on == "validation"
     for candidate, ndcg in zip(candidates, choice.table["ndcg"], strict=True):
-        keys = [key for key in ("regularization", "tau") if hasattr(candidate, key)]
-        again = type(candidate)(*[getattr(candidate, key) for key in keys])
+        again = type(candidate)(**candidate.settings)
+        assert again.name == candidate.name
         assert evaluate(again.fit(made_up), made_up, on="validation").ndcg == ndcg
     by_hits = choose(made_up, candidates, metric="hit_rate", k=5)
     assert by_hits.evaluation.hit_rate == by_hits.table["hit_rate"].max()
@@ -191,6 +274,31 @@ def test_the_default_grid_spans_lambda_and_tau():
     assert {model.tau for model in grid} == {None, 1.0, 2.0, 3.0, 5.0, 10.0}
 
 
+def test_there_is_a_grid_for_every_row_and_for_two_more():
+    found = grids()
+    assert [*found] == [*standard_names(), "ALS", "sequential rules"]
+    for name, grid in found.items():
+        assert len({type(model) for model in grid}) == 1
+        assert len({model.name for model in grid}) == len(grid)
+        assert all(model.settings.get("tau") for model in grid) == (name in WITH_RECENCY)
+    assert found["EASE"] is not grids()["EASE"]
+
+
+WITH_RECENCY = ("item kNN, recency", "EASE, recency", "sequential rules")
+
+
+def standard_names():
+    return [*standard_baselines(leave_one_out(frame([(1, 1), (1, 2), (1, 3)])))]
+
+
+def test_the_table_of_a_choice_has_a_column_for_each_setting(made_up):
+    table = choose(made_up, [ALS(2, sweeps=1), SequentialRules(2)]).table
+    settings = ["factors", "regularization", "alpha", "steps", "tau"]
+    assert table.columns.tolist()[:2] == ["candidate", "factors"]
+    assert set(settings) < set(table.columns)
+    assert table["steps"].dropna().tolist() == [2]
+
+
 @pytest.mark.parametrize("weight", [0, 0.5, -3.0, 40.0])
 def test_a_mixture_adds_a_multiple_of_the_other_scores(made_up, weight):
     first, second = ItemKNN().fit(made_up), EASE().fit(made_up)
@@ -199,7 +307,7 @@ def test_a_mixture_adds_a_multiple_of_the_other_scores(made_up, weight):
     np.testing.assert_array_equal(mixture(queries), expected)
     assert mixture(queries).dtype == np.float32
     assert mixture.name == f"item kNN + {weight:g} * EASE 200"
-    assert not mixture.knows_validation
+    assert mixture.parts == (first, second)
     wide = Mixture(lambda q: np.asarray(first(q), np.float64), second, weight)
     assert wide(queries).dtype == np.float64
 
@@ -252,7 +360,8 @@ def test_validation_picks_lambda_for_the_tau_of_the_standard_row(movielens):
 
 def test_a_catalogue_too_large_for_a_dense_matrix_is_refused(monkeypatch, made_up):
     monkeypatch.setattr(baselines, "_MOST_MOVIES", 59)
-    assert Popularity().fit(made_up)(queries_of([1])).shape == (1, 61)
-    for model in (ItemKNN(), EASE()):
+    for model in (Popularity(), ALS()):
+        assert model.fit(made_up)(queries_of([1])).shape == (1, 61)
+    for model in (ItemKNN(), EASE(), SequentialRules()):
         with pytest.raises(ValueError, match="60 movies need a dense item-item matrix of 0 GB"):
             model.fit(made_up)
