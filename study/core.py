@@ -211,9 +211,9 @@ def _plain(numbers: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(f"{float(value):.6g}") for name, value in numbers.items()}
 
 
-def modules() -> dict[str, Any]:
-    """The modules with jobs, by name."""
-    return {name: importlib.import_module(f"study.{name}") for name in MODULES}
+def modules(names: Sequence[str] = ()) -> dict[str, Any]:
+    """The modules with jobs, by name; all of them when none is named."""
+    return {name: importlib.import_module(f"study.{name}") for name in names or MODULES}
 
 
 def jobs(names: Sequence[str] = ()) -> list[Job]:
@@ -225,9 +225,7 @@ def jobs(names: Sequence[str] = ()) -> list[Job]:
     wrong = [name for name in names if name not in MODULES]
     if wrong:
         raise SystemExit(f"the study has no {wrong[0]!r}; choose of {', '.join(MODULES)}")
-    found = [
-        job for name, each in modules().items() if not names or name in names for job in each.JOBS
-    ]
+    found = [job for module in modules(names).values() for job in module.JOBS]
     keys = [job.key for job in found]
     if len(set(keys)) < len(keys):
         raise RuntimeError(f"two jobs share a name: {sorted(keys)}")
