@@ -36,10 +36,9 @@ def main(arguments: Sequence[str]) -> None:
 def status() -> None:
     """Print a line a job."""
     for job in core.jobs():
-        left = len(core.missing(job, core.digest(job)))
-        print(
-            f"{job.key:40} {job.runs - left:2d} of {job.runs} runs, {runner.seconds_of(job):.0f} s each"
-        )
+        done = job.runs - len(core.missing(job, core.digest(job)))
+        each = runner.seconds_of(job)
+        print(f"{job.key:40} {done:2d} of {job.runs} runs, {each:.0f} s each")
 
 
 if __name__ == "__main__":
