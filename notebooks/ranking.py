@@ -348,7 +348,7 @@ run.show_table(table.T.rename_axis("errors on").reset_index())
 
 # %% [markdown]
 # The error is about as large on what the model has learned from as on what it has not seen. It has *not*
-# learned by heart; it has not learned enough.
+# learned by heart.
 #
 # The table takes each error apart, into the mean of the misses and their spread around it:
 #
@@ -475,7 +475,7 @@ print("from the biases to the network:", change(*pair, *truth))
 # Before we change the network, we change how it is trained, and nothing else. AdamW is Adam with weight
 # decay {cite}`loshchilov2019`: every step also pulls every weight a little towards zero. The learning
 # rate falls to zero along half a cosine, so that in the end a single batch can hardly move
-# anything, and the order of the ratings is drawn anew in every epoch.
+# anything, the order of the ratings is drawn anew in every epoch, and there are more epochs.
 
 
 # %%
@@ -566,9 +566,9 @@ pair = (documented_predictions, predictions[name])
 print("from Adagrad to AdamW:", change(*pair, *truth))
 
 # %% [markdown]
-# The two last rows of the table are the same network; what lies between them is the optimizer, its rate
-# and its decay. Now overfitting shows too: with the weakest decay the training error falls far below the
-# one on validation, with a strong one less so. A training that works has something to hold back.
+# The two last rows of the table are the same network; what lies between them is the optimizer, its rate and
+# decay, and the number of epochs. Now overfitting shows too: with the weakest decay the training error
+# falls far below the one on validation, with a strong one less so.
 #
 # ## Made right, with the same two ids
 #

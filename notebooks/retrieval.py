@@ -708,8 +708,8 @@ run.fact("c11_ndcg_hits_removed", results[masked].ndcg)
 run.fact("c11_ndcg_corrected", results[corrected].ndcg)
 
 # %% [markdown]
-# The three differ in the two switches and in nothing else. The last lines of this run's say how popular the
-# movies are that each recommends, on average over all places of all lists.
+# The three differ in the two switches and in nothing else. The lines before the
+# study's say how popular the movies are that each recommends, on average over all places of all lists.
 #
 # ## Softmax over the whole catalogue
 #
@@ -980,10 +980,13 @@ for name in CATALOGUE:
 
 # %% [markdown]
 # Each line of the picture ends where the rule ended the training. The last lines printed compare the exact
-# softmax with the repaired approximation, user by user. Validation chooses between the two, and has told us how many epochs to train. One
-# thing is left: the validation movies are the past now, like all others. The baselines were fitted on them,
-# so in fairness our model is too: the same training once more, from scratch, for the chosen number of
-# epochs, on training and validation part together. The test part has had no say in any of this.
+# softmax with the repaired approximation, user by user. (They differ in more than the softmax: the
+# biases and the smoothing are new too.)
+#
+# Validation chooses between the two, and has told us how many epochs to train. One thing is left: the
+# validation movies are the past now, like all others. The baselines were fitted on them, so in fairness our
+# model is too: the same training once more, from scratch, for the chosen number of epochs, on training
+# and validation part together. The test part has had no say in any of this.
 
 # %%
 past = pd.concat([split.train, split.validation])
@@ -1146,8 +1149,8 @@ run.show_table(
 )
 
 # %% [markdown]
-# Row 0 of the user table belongs to nobody, and no training pair has moved it but by weight decay: the query
-# is, nearly, the history alone. A model that knows users by id only would have nothing to say.
+# Row 0 of the user table belongs to nobody. No training pair moves it and weight decay shrinks it, so the
+# query is nearly the history alone. A model that knows users by id only would have nothing to say.
 #
 # :::{solution-end}
 # :::
@@ -1160,7 +1163,8 @@ run.show_table(
 #   what the user has seen (C6).
 # - The in-batch softmax lets the movies of a batch compete. A movie that repeats is its own negative, and
 #   popular movies are negatives more often (C11).
-# - On a catalogue of thousands the exact softmax, a row a user, needs no correction and little arithmetic.
+# - On a catalogue of thousands the exact softmax, a row a user, needs no correction, and less arithmetic an
+#   epoch than the in-batch one.
 # - Measure under one protocol, beside baselines, with one rule that ends the training; choose on
 #   validation, and fit once more on everything before the test.
 #

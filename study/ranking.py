@@ -112,8 +112,8 @@ JOBS = [
     Job("ranking", "documented", documented, runs=10, seconds=10),
     Job("ranking", "network", network, runs=10, seconds=15),
     Job("ranking", "ids_only", ids_only, runs=10, seconds=15),
-    Job("ranking", "features", features, runs=10, seconds=45),
-    Job("ranking", "folds", folds, runs=5, seconds=85),
+    Job("ranking", "features", features, runs=10, seconds=25),
+    Job("ranking", "folds", folds, runs=5, seconds=65),
 ]
 
 STEPS = (

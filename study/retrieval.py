@@ -153,7 +153,12 @@ COMPARISONS = [
         ("the log-Q correction, hits removed", f"retrieval/{MASKED}", LOG_Q, "C11"),
         ("softmax over the batch instead of ratings", "retrieval/MSE, AdamW", LOG_Q, "C7"),
         ("the repaired softmax instead of popularity", "baselines/popularity", LOG_Q, ""),
-        ("the catalogue instead of the repaired batch", f"retrieval/{LOG_Q}", EXACT, ""),
+        (
+            "the catalogue (with biases and smoothing) instead of the repaired batch",
+            f"retrieval/{LOG_Q}",
+            EXACT,
+            "",
+        ),
         ("the history besides the user's id", f"retrieval/{EXACT}", HISTORY, ""),
         ("made right instead of popularity", "baselines/popularity", FINAL, ""),
         ("made right instead of item kNN", "baselines/item kNN", FINAL, ""),
