@@ -320,10 +320,7 @@ run.effect("C22")
 epochs, count = range(10), settings.documented_batch
 for name, fresh in [("once", False), ("each epoch", True)]:
     seeds = [[run.seed, epoch if fresh else 0] for epoch in epochs]
-    negatives = [
-        one_negative_each(known, data.num_movies, seed).items[0]
-        for seed in seeds
-    ]
+    negatives = [one_negative_each(known, data.num_movies, seed).items[0] for seed in seeds]
     rng = np.random.default_rng(run.seed)
     order = np.arange(data.num_users)
     beside = set()
@@ -616,17 +613,14 @@ def documented_scores(model, place, window=first_window):
 
 # %%
 learned = learned_by_documented(data.ratings)
-as_documented = Trained(
-    documented_scores(documented, documented_place), learned
-)
+as_documented = Trained(documented_scores(documented, documented_place), learned)
 try:
     evaluate(as_documented, split, on="validation")
 except ValueError as error:
     print(str(error)[:72], "...")
 baselines = standard_baselines(split)
 tested = {
-    name: run.test(name, baseline, split, recipe="baseline")
-    for name, baseline in baselines.items()
+    name: run.test(name, baseline, split, recipe="baseline") for name, baseline in baselines.items()
 }
 tested["SASRec as documented"] = run.test(
     "SASRec as documented",
@@ -950,9 +944,7 @@ def made_right(num_movies, settings, seed):
     return SASRec(num_movies, **{n: getattr(settings, n) for n in names})
 
 
-def train_sasrec(
-    model, draw, *, learning_rate, batch_size, epochs, seed, callbacks=()
-):
+def train_sasrec(model, draw, *, learning_rate, batch_size, epochs, seed, callbacks=()):
     """Train a `SASRec` on what `draw(epoch)` gives; the history."""
     model.compile(optimizer=keras.optimizers.Adam(learning_rate))
     drawn = DrawnEachEpoch(draw, batch_size, seed)
@@ -1003,9 +995,7 @@ train_sasrec(
 seconds = best.history[-1]["seconds"] + time.perf_counter() - start
 name = "SASRec made right"
 scoring = Trained(sasrec_scores(sasrec), all_known)
-tested[name] = run.test(
-    name, scoring, split, recipe="made right", seconds=seconds
-)
+tested[name] = run.test(name, scoring, split, recipe="made right", seconds=seconds)
 
 # %% [markdown]
 # ## Beside the baselines

@@ -316,9 +316,7 @@ class LeverSASRec(keras.Model):
         self.movies = vectors_of(num_movies + 1, width, config["scaled"])
         self.positions = vectors_of(context, width, config["scaled"])
         self.dropout = keras.layers.Dropout(rate)
-        self.blocks = transformer_blocks(
-            config["blocks"], width, config["heads"], rate
-        )
+        self.blocks = transformer_blocks(config["blocks"], width, config["heads"], rate)
         self.norm = keras.layers.LayerNormalization()
         self.draws = keras.random.SeedGenerator(0)
         if config["direct"]:
