@@ -30,16 +30,7 @@ RAW = book.RESULTS / "study"
 #: Modules with jobs; each is `study/NAME.py`.
 MODULES = ("baselines", "ranking", "retrieval", "gru4rec", "sasrec", "multi_task")
 #: Modules of the package that decide a figure. A job is stale when one of them changes.
-MATTER = (
-    "baselines",
-    "batches",
-    "data",
-    "evaluation",
-    "ratings",
-    "sequences",
-    "splits",
-    "training",
-)
+MATTER = ("baselines", "batches", "data", "evaluation", "ratings", "sequences", "splits", "training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +216,7 @@ def jobs(names: Sequence[str] = ()) -> list[Job]:
     wrong = [name for name in names if name not in MODULES]
     if wrong:
         raise SystemExit(f"the study has no {wrong[0]!r}; choose of {', '.join(MODULES)}")
-    found = [
-        job for name, each in modules().items() if not names or name in names for job in each.JOBS
-    ]
+    found = [job for name, each in modules().items() if not names or name in names for job in each.JOBS]
     keys = [job.key for job in found]
     if len(set(keys)) < len(keys):
         raise RuntimeError(f"two jobs share a name: {sorted(keys)}")
@@ -290,10 +279,7 @@ def digest(job: Job) -> str:
 
     Comments, docstrings and the layout of the code take no part.
     """
-    texts = [
-        _meaning((Path(results.__file__).parent / f"{name}.py").read_text("utf-8"))
-        for name in MATTER
-    ]
+    texts = [_meaning((Path(results.__file__).parent / f"{name}.py").read_text("utf-8")) for name in MATTER]
     if job.chapter in book.models():
         texts.append(_meaning((book.NOTEBOOKS / f"{job.chapter}.py").read_text("utf-8"), only=True))
     module = inspect.getmodule(job.function)

@@ -72,8 +72,8 @@ def documented(draw: Draw) -> dict[str, Any]:
 def converged(draw: Draw, latest: bool) -> dict[str, Any]:
     """The documented recipe to its early stop, on the first or on the latest movies.
 
-    It learns from what lies before validation, ratings of 2 stars and more. The epoch is chosen with
-    the state read at the right place; the same weights are then read at both.
+    It learns from what lies before validation, ratings of 2 stars and more. The epoch is chosen
+    with the state read at the right place; the same weights are then read at both.
     """
     from rectutor import PADDING_ID
     from rectutor.evaluation import Trained, evaluate
