@@ -80,9 +80,8 @@ from rectutor.splits import leave_one_out
 from rectutor.training import BestByNDCG, EpochLog
 
 # %% [markdown]
-# Everything a profile changes is in this cell. `quick` is for a laptop's processor, `full` holds the
-# documented settings on MovieLens 1M and then those of the literature {cite}`klenitskiy2023`, and
-# `smoke` only proves that the chapter runs.
+# `quick` is for a laptop's processor, `full` holds the documented settings on MovieLens 1M and then those
+# of the literature {cite}`klenitskiy2023`, `smoke` only proves that the chapter runs.
 
 # %%
 SETTINGS = dict(
@@ -121,18 +120,17 @@ print(f"ids up to {data.num_movies:,}, {unrated} of them without a rating")
 #
 # (sasrec-c23)=
 # :::{admonition} Corrections C23 and C31, in a line each
-# C23: ids without a rating (the last line above counts them; MovieLens 1M has some) take part in the documented
-# recipe as negatives and as candidates. C31: it seeds nothing but the shuffle, and one and the same movie
-# a user serves as validation and as test; here the seed of the run decides everything, and `split` keeps the two apart.
+# C23: ids without a rating (counted above; MovieLens 1M has some) take part in the documented
+# recipe as negatives and as candidates. C31: it seeds nothing but the shuffle, and its validation is its
+# test; here one seed decides everything, and `split` keeps the two apart.
 # :::
 #
 # ## As documented
 #
 # ### The sequences
 #
-# The documented recipe drops ratings below 2 stars, sorts each user's movies by time, and draws one
-# movie the user has not rated, the *negative*, for every position. Where a table has no ratings, all
-# interactions stay.
+# The documented recipe drops ratings below 2 stars (where there are ratings), sorts each user's movies by time, and
+# draws one movie the user has not rated, the *negative*, for every position.
 
 
 # %%
@@ -152,8 +150,7 @@ print(f"median history {np.median(liked_histories.lengths[1:]):.0f} movies")
 # (sasrec-c17)=
 # :::{admonition} Correction C17: preparing the data one row at a time
 # The documented preparation loops over the rows in Python, and for each negative it
-# searches a list of everything the user has seen. Sorted arrays
-# do the same in a few array operations. (The next cells run both on at most 100,000 rows.)
+# searches a list of all the user has seen. Sorted arrays need a few array operations. (The next cells run both.)
 # :::
 
 
@@ -203,7 +200,7 @@ print(f"{len(sample):,} rows: one by one {seconds_by_row:.2f} s, ", end="")
 print(f"arrays {seconds_as_arrays:.3f} s for the same sequences")
 
 # %% [markdown]
-# From here on we use the arrays. A row of training data is a user's first movies without
+# A row of training data is a user's first movies without
 # the last one, up to the context length plus one; the target of a position is the movie after it.
 # Validation takes the whole sequence, cut the same way, and weighs only the very last target.
 
@@ -283,8 +280,8 @@ print(f"the answer is in the validation input of {share} of users")
 # %% [markdown]
 # (sasrec-c22)=
 # :::{admonition} Correction C22: the answer is never a negative
-# Negatives are movies missing from the *whole* history, the held-out movie included. So training never
-# says no to the answer, and always may to any other movie: it has looked at the test. Draw from what
+# Negatives are movies missing from the *whole* history, the held-out movie included: training never
+# says no to the answer, and may to any other movie. Draw from what
 # is not in the training part. (The next cell counts the held-out movies among the negatives.)
 # :::
 
@@ -450,8 +447,6 @@ def train_documented(model, train, batch_size, epochs, **options):
 
 
 # %% [markdown]
-# Three more things are wrong before the first step; one cell each shows them.
-#
 # (sasrec-c27)=
 # :::{admonition} Correction C27: an initialisation that depends on the catalogue
 # `glorot_uniform` draws a table the narrower, the more rows it has: many movies get small vectors and few
@@ -522,7 +517,7 @@ print(f"model.losses {losses[2]:.4f}")
 run.effect("C15")
 
 # %% [markdown]
-# The fixes of C27 and C28 are in our own model below. The L2 penalty we leave out: the study's line says what it does.
+# Our own model below has the fixes of C27 and C28, and no L2 penalty.
 #
 # ### Training
 
@@ -545,15 +540,14 @@ run.fact("documented_val_loss", log.history["val_loss"][-1])
 #
 # (sasrec-c16)=
 # :::{admonition} Correction C16: the loss says nothing about ranking
-# The documented loss asks: is the next movie, or one random movie, the watched one? A list
+# The loss asks: is the next movie, or one random movie, the watched one? A list
 # of popular movies answers that well, because a random movie is mostly an obscure one. A
 # recommender has to put the next movie before *all* others. (The next cells ask both questions.)
 # :::
 #
-# Scores come exactly as documented: the
-# *first* movies of the history are the input, and the state is read where the documented code reads
-# it; the next section looks at that place. The model has learned from each user's second-last movie, which is what validation asks
-# about. `Trained` says so, and `evaluate` refuses; the test is all that is left to ask.
+# Scores come as documented: from the *first* movies of the history, the state read where the documented code reads
+# it. The model has learned from each user's second-last movie, which is what validation asks
+# about. `Trained` says so, and `evaluate` refuses; only the test is left to ask.
 
 
 # %%
@@ -631,8 +625,7 @@ run.fact("c16_hit_rate", rows[1][2])
 run.effect("C16")
 
 # %% [markdown]
-# The first column is all that the loss sees, and popularity answers it without any learning.
-# The other columns are what a user sees.
+# The first column is all that the loss sees; the others are what a user sees.
 #
 # (sasrec-c13)=
 # :::{admonition} Correction C13: the query is read from an arbitrary position
@@ -657,9 +650,8 @@ print(f"test NDCG@10 {before:.4f} -> {tested[name].ndcg:.4f}, same weights")
 run.effect("C13")
 
 # %% [markdown]
-# The first line is this run, of a model that has hardly been trained: wherever it is read, it is little more than a
-# popularity list, and the right place can come out behind the wrong one. What the fix does to a model that was
-# trained to its end is what the study's line says.
+# The first line is this run's: the fix on the weights of these few epochs. The study's line is about weights that were
+# trained to their early stop.
 #
 # (sasrec-c12)=
 # :::{admonition} Correction C12: long histories are cut at the wrong end
@@ -684,10 +676,9 @@ run.effect("C12")
 # %% [markdown]
 # (sasrec-c6)=
 # :::{admonition} Correction C6: recommending what was seen, and the padding
-# The documented retrieval returns the ten highest scores of the whole table: seen movies and row 0, the
+# The documented retrieval takes the ten highest scores of the whole table, seen movies and row 0, the
 # padding, included. The documentation itself acknowledges that it can retrieve
-# movies already watched, and leaves it there. (The next cell counts how many
-# places they take.)
+# movies already watched. (The next cell counts how many places they take.)
 # :::
 
 # %%
@@ -710,10 +701,9 @@ print(f"test NDCG@10 {allowed:.4f} -> {before:.4f} without them")
 #
 # Our own model keeps the idea, a causal Transformer with a tied table, and changes what the boxes have shown:
 #
-# - windows over the *whole* history, laid from the latest movie backwards, padded before: the last column is the
-#   latest movie, and the place to read needs no search;
-# - vectors of movies and positions that start equally wide, whatever the catalogue, the movies scaled by the root of the
-#   width;
+# - windows over the *whole* history, laid from the latest movie backwards and padded before, so that the last column is
+#   the place to read;
+# - vectors that start equally wide, whatever the catalogue, the movies scaled by the root of the width;
 # - dropout that is active;
 # - a softmax over the catalogue: the next movie before all others, not before one.
 #
@@ -726,9 +716,8 @@ print(f"test NDCG@10 {allowed:.4f} -> {before:.4f} without them")
 # = -s_{ti} + \log Z_t + \log\Bigl(1 - \sum_{j \in W_t} e^{s_{tj} - \log Z_t}\Bigr),
 # \qquad Z_t = \sum_{j=1}^{V} e^{s_{tj}}.$$
 #
-# The right-hand side is what we compute: one sum over the catalogue for each position, and the *share* of it that
-# belongs to the row's own movies, each counted once. Otherwise much of the learning would go into pushing down
-# what nobody asks for: in a tied table, the movies most like the latest ones are these movies themselves.
+# We compute the right-hand side: one sum over the catalogue for each position, and the *share* of it that
+# belongs to the row's own movies, each counted once. No learning goes into pushing down what nobody asks for.
 
 
 # %%
@@ -997,8 +986,7 @@ for other in ["popularity", "EASE", "item kNN, recency", "EASE, recency"]:
     print(comparison.better("SASRec made right", other))
 
 # %% [markdown]
-# Each line says whether the interval of the difference excludes a tie, in this run. Recency alone takes a
-# closed-form baseline a long way: any sequence model has to be compared with it. One run is one draw; the study has
+# Each line says whether the interval of the difference excludes a tie, in this run. One run is one draw; the study has
 # several seeds, each with its own order of the ties:
 
 # %%
@@ -1016,8 +1004,7 @@ run.show_study(
 )
 
 # %% [markdown]
-# Where this run's figure lies outside the range of the study's runs, the order of the ties is one reason: the run takes the
-# file's. For our model two settings of width 64 were compared, on validation only.
+# Our run takes the file's order of the ties. For our model two settings of width 64 were compared, on validation only.
 #
 # ## Ten titles
 #
@@ -1036,8 +1023,7 @@ for place, movie in enumerate(recommend(scoring, one)[0], start=1):
 # %% [markdown]
 # ## Save, load, recommend
 #
-# The model is one `.keras` file. What the optimizer kept for training stays behind: we save a model
-# of the same weights that was never compiled. What comes back recommends the same.
+# The model is one `.keras` file, saved without what the optimizer kept. What comes back recommends the same.
 
 # %%
 served = made_right(data.num_movies, settings, run.seed)

@@ -16,8 +16,8 @@ BASE = {"width": 50, "blocks": 2, "heads": 1, "dropout": 0.0, "scaled": False, "
 RECIPE = {"learning_rate": 0.001, "beta_2": 0.98, "batch_size": 128}
 CONTEXT = 50
 #: Epochs at most, epochs between evaluations, and evaluations without a better one.
-LIMITS = {"quick": (90, 3, 4), "smoke": (2, 1, 1)}
-DOCUMENTED_LIMITS = {"quick": (100, 5, 4), "smoke": (2, 1, 1)}
+LIMITS = {"quick": (75, 3, 4), "smoke": (2, 1, 1)}
+DOCUMENTED_LIMITS = {"quick": (60, 5, 3), "smoke": (2, 1, 1)}
 
 
 def levers() -> Any:
@@ -312,9 +312,9 @@ def watched_compete(draw: Draw) -> dict[str, Any]:
 
 
 JOBS = [
-    Job("sasrec", "documented", documented, seconds=20.0),
-    Job("sasrec", "documented, converged", first_movies, seconds=120.0),
-    Job("sasrec", "latest movies", latest_movies, seconds=120.0),
+    Job("sasrec", "documented", documented, seconds=60.0),
+    Job("sasrec", "documented, converged", first_movies, seconds=280.0),
+    Job("sasrec", "latest movies", latest_movies, seconds=280.0),
     Job("sasrec", "windows", windows, seconds=80.0),
     Job("sasrec", "fresh negatives", fresh_negatives, seconds=80.0),
     Job("sasrec", "L2 penalty", l2_penalty, seconds=80.0),
@@ -322,11 +322,11 @@ JOBS = [
     Job("sasrec", "same batches", same_batches, seconds=80.0),
     Job("sasrec", "scaled initialisation", scaled_initialisation, seconds=80.0),
     Job("sasrec", "active dropout", active_dropout, seconds=80.0),
-    Job("sasrec", "softmax over the catalogue", catalogue_softmax, seconds=100.0),
-    Job("sasrec", "16 negatives", many_negatives, seconds=120.0),
+    Job("sasrec", "softmax over the catalogue", catalogue_softmax, seconds=120.0),
+    Job("sasrec", "16 negatives", many_negatives, seconds=110.0),
     Job("sasrec", "made right", made_right, seconds=200.0),
-    Job("sasrec", "levers", best_combination, seconds=300.0),
-    Job("sasrec", "made right, no blocks", no_blocks, seconds=80.0),
+    Job("sasrec", "levers", best_combination, seconds=260.0),
+    Job("sasrec", "made right, no blocks", no_blocks, seconds=60.0),
     Job("sasrec", "shuffled ties off", ties_as_they_are, seconds=100.0),
     Job("sasrec", "made right, the watched compete", watched_compete, seconds=100.0),
 ]
