@@ -25,10 +25,6 @@ def weights_of(model: Any) -> Weights:
     """
     named = {"movies": model.movies.embeddings, "positions": model.positions.embeddings}
     named |= {f"norm/{weight.name}": weight for weight in model.norm.weights}
-    if model.config["direct"]:
-        named["recency"] = model.recency
-    if model.config["repeat_bias"]:
-        named["repeat_bias"] = model.repeat_bias
     for number, block in enumerate(model.blocks):
         for weight in block.trainable_variables:
             named[f"{number}/" + "/".join(weight.path.split("/")[-2:])] = weight
@@ -78,8 +74,9 @@ def states(
     real = inputs != PADDING_ID  # (B, L)
     place = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
     allowed = real[:, None, :] & np.tril(np.ones((length, length), bool))  # (B, L, L)
-    *keys, for_latest = jax.random.split(key, 2 + 3 * config["blocks"])
-    x = _dropout(weights["movies"][inputs] + weights["positions"][place], rate, keys[0])
+    keys = jax.random.split(key, 1 + 3 * config["blocks"])
+    x = weights["movies"][inputs] * config["width"] ** 0.5 + weights["positions"][place]
+    x = _dropout(x, rate, keys[0])
     for number in range(config["blocks"]):
         for_attention, after_attention, after_network = keys[1 + 3 * number : 4 + 3 * number]
         y = _layer_norm(x, weights, f"{number}/self_attention_layer_norm", 1e-5)
@@ -93,38 +90,24 @@ def states(
             dense = f"{number}/{layer}"
             y = activation(y @ weights[f"{dense}/kernel"] + weights[f"{dense}/bias"])
         x = x + _dropout(y, rate, after_network)
-    x = _layer_norm(x, weights, "norm", 1e-3)
-    latest = _dropout(weights["movies"][inputs] * real[..., None], rate, for_latest)
-    for age in range(min(config["direct"], length)):
-        shifted = jnp.pad(latest[:, : length - age], ((0, 0), (age, 0), (0, 0)))
-        x = x + weights["recency"][age] * shifted
-    return x
+    return _layer_norm(x, weights, "norm", 1e-3)
 
 
 def loss(
     weights: Weights, config: dict[str, Any], inputs: jax.Array, targets: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """Cross-entropy over the catalogue of the next movies, as in the chapter; a scalar."""
-    real = (targets != PADDING_ID).astype("float32")  # (B, L)
-    step = np.arange(targets.shape[1])
-    step = step[None, :] - step[:, None]  # (L, L): target s, position t
-    faded = float(config["fade"]) ** np.maximum(step, 0)
-    share = np.where((step >= 0) & (step < config["ahead"]), faded, 0.0).astype("float32")
-    share = share * real[:, None, :]  # (B, L, L)
-    share = share / jnp.maximum(share.sum(-1, keepdims=True), 1e-9)
+    """Cross-entropy over what is not watched yet, as in the chapter; a scalar."""
+    until = np.tril(np.ones((inputs.shape[1],) * 2, bool))  # (L, L): position s is not after t
+    same = inputs[:, :, None] == inputs[:, None, :]  # (B, L, L)
+    first = (inputs != PADDING_ID) & ~(same & np.tril(until, -1)).any(-1)  # (B, L)
+    again = ((targets[:, :, None] == inputs[:, None, :]) & until).any(-1)  # (B, L)
+    real = ((targets != PADDING_ID) & ~again).astype("float32")
     h = states(weights, config, inputs, key)  # (B, L, d)
     total = jax.nn.logsumexp(h @ weights["movies"][1:].T, axis=-1)  # (B, L)
-    own = jnp.einsum("btd,bsd->bts", h, weights["movies"][targets])
-    if config["repeat_bias"]:
-        bias, until = weights["repeat_bias"], step <= 0  # (L, L): position s is not after t
-        same = inputs[:, :, None] == inputs[:, None, :]
-        first = (inputs != PADDING_ID) & ~(same & (step < 0)).any(-1)  # (B, L)
-        read = jnp.einsum("btd,bsd->bts", h, weights["movies"][inputs])
-        read = jnp.exp(read - total[..., None]) * (first[:, None, :] & until)
-        total = total + jnp.log1p(jnp.expm1(bias) * jnp.minimum(read.sum(-1), 0.9999))
-        again = (inputs[:, :, None] == targets[:, None, :]).cumsum(1) > 0
-        own = own + bias * again
-    each = total - (share * own).sum(-1)
+    read = jnp.einsum("btd,bsd->bts", h, weights["movies"][inputs]) - total[..., None]
+    read = jnp.exp(jnp.where(first[:, None, :] & until, read, -1e9))
+    total = total + jnp.log1p(-jnp.minimum(read.sum(-1), 0.9999))
+    each = total - jnp.einsum("btd,btd->bt", h, weights["movies"][targets])
     return (each * real).sum() / jnp.maximum(real.sum(), 1.0)
 
 

@@ -210,11 +210,10 @@ def sasrec(chapter: Chapter, epochs: int | None, callbacks: Callbacks) -> int:
         model,
         draw,
         learning_rate=settings.learning_rate,
-        average=settings.average,
         batch_size=settings.batch_size,
         epochs=epochs or settings.epochs,
         seed=chapter.seed,
-        callbacks=callbacks(code.score_latest_movies(model), split),
+        callbacks=callbacks(code.sasrec_scores(model), split),
     )
     rows = len(draw(0)[0])
     size = min(settings.batch_size, rows)
@@ -223,11 +222,7 @@ def sasrec(chapter: Chapter, epochs: int | None, callbacks: Callbacks) -> int:
 
 def new_sasrec(chapter: Chapter) -> Any:
     """The chapter's SASRec with the settings of the model made right."""
-    return chapter.code.SASRec(
-        chapter.data.num_movies,
-        chapter.settings.context,
-        **chapter.code.made_right_settings(chapter.settings),
-    )
+    return chapter.code.made_right(chapter.data.num_movies, chapter.settings, chapter.seed)
 
 
 #: Case: its chapter, what trains it, and what its throughput is counted in.
@@ -271,8 +266,8 @@ def sasrec_beside_bare_loop(epochs: int, **how: Any) -> dict[str, dict[str, list
     inputs, targets = inputs[:full], targets[:full]
     plain = new_sasrec(chapter)
     plain.build((None, settings.context))
-    rate, average = settings.learning_rate, settings.average
-    bare = BareLoop(plain, inputs, targets, batch_size=batch_size, rate=rate, average=average)
+    rate = settings.learning_rate
+    bare = BareLoop(plain, inputs, targets, batch_size=batch_size, rate=rate)
 
     def rates() -> dict[str, list[float]]:
         taken = {"fit": watch.seconds.copy(), "bare": bare_seconds.copy()}
@@ -283,7 +278,7 @@ def sasrec_beside_bare_loop(epochs: int, **how: Any) -> dict[str, dict[str, list
 
     sasrec(chapter, epochs, lambda *_: [watch.callback()])
     of_chapter = rates()
-    plain.compile(optimizer=code.made_right_adam(rate, average))
+    plain.compile(optimizer=code.keras.optimizers.Adam(rate))
     own = {"batch_size": batch_size, "epochs": epochs, "callbacks": [watch.callback()]}
     plain.fit(inputs, targets, verbose=0, **own)
     return {"chapter": of_chapter, "defaults": rates()}
