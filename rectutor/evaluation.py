@@ -619,9 +619,7 @@ def compare(results: Mapping[str, Evaluation] | Sequence[Evaluation] | Evaluatio
     return Comparison(dict(pairs))
 
 
-def _check_recommender(
-    recommender: Any, split: Split, on: str, allow_leak: bool = False
-) -> None:
+def _check_recommender(recommender: Any, split: Split, on: str, allow_leak: bool = False) -> None:
     if not callable(recommender):
         raise TypeError(
             f"recommender is a {type(recommender).__name__}, which cannot be called; give a "
