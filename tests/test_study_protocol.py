@@ -97,7 +97,7 @@ def test_one_moment_asks_about_known_users_after_it(draw):
 
 
 def test_a_baseline_is_chosen_on_validation_and_fitted_with_it(draw):
-    model, facts = baselines.fitted("item kNN, recency", draw.split, draw.split)
+    model, facts = baselines.fitted("item kNN, recency", 1, draw.split, draw.split)
     assert model.knows_validation
     assert facts["settings_tried"] == len(grids()["item kNN, recency"])
     assert facts["tau"] == model.settings["tau"]
