@@ -15,7 +15,7 @@ def tuned(draw: Draw) -> dict[str, dict[str, Any]]:
     """The baselines under the book's protocol, and the same models under others."""
     arms = {}
     for name in grids():
-        model, facts = fitted(name, draw.split)
+        model, facts = fitted(name, draw.seed, draw.split, draw.split)
         arms[name] = ranked(evaluate(model, draw.split, num_resamples=1), **facts)
         arms |= protocol.arms(name, model, draw)
     return arms
@@ -23,26 +23,31 @@ def tuned(draw: Draw) -> dict[str, dict[str, Any]]:
 
 def temporal(draw: Draw) -> dict[str, dict[str, Any]]:
     """The baselines where all users are cut at one moment, tuned there as well."""
-    split, arms = protocol.one_moment(draw), {}
+    to_choose, split = protocol.one_moment(draw)
+    arms = {}
     for name in grids():
-        model, facts = fitted(name, split)
+        model, facts = fitted(name, draw.seed, to_choose, split)
         found = evaluate(model, split, num_resamples=1)
         arms[f"{name} | temporal"] = ranked(found, **facts)
     return arms
 
 
-def fitted(name: str, split: Split) -> tuple[Baseline, dict[str, float]]:
+def fitted(
+    name: str, seed: int, to_choose: Split, split: Split
+) -> tuple[Baseline, dict[str, float]]:
     """A baseline ready for the test part, and how it was chosen.
 
     Args:
         name: of `grids()`.
-        split: has a validation part, which decides the settings and is then learned from.
+        seed: where it begins at random.
+        to_choose: its validation part decides the settings.
+        split: what the model then learns from, validation part included.
 
     Returns:
         The best of its grid, and `settings_tried`, `validation_ndcg` and the settings chosen.
     """
-    grid = grids()[name]
-    choice = choose(split, grid)
+    grid = grids(seed)[name]
+    choice = choose(to_choose, grid)
     facts = {"settings_tried": len(grid), "validation_ndcg": choice.evaluation.ndcg}
     facts |= {key: value for key, value in choice.best.settings.items() if value is not None}
     return choice.best.fit(split, include_validation=True), facts

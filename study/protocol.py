@@ -94,13 +94,20 @@ def tied(split: Split) -> np.ndarray:
     return users
 
 
-def one_moment(draw: Draw) -> Split:
+def one_moment(draw: Draw) -> tuple[Split, Split]:
     """All users cut at the same moments: the latest tenth of the ratings is test.
 
-    The tenth before is validation. The test asks about users who were known by then: of a new one
-    there is no history, and models without a history say nothing.
+    The tenth before is validation. Only users who are known by then are asked about: of a new
+    one there is no history, and a model that goes by histories says nothing.
+
+    Returns:
+        Two splits of the same training part: one to choose settings by its validation part, and
+        one to fit on and to test.
     """
     split = temporal_split(draw.shuffled, fraction=0.1, validation_fraction=0.1)
-    known = split.histories().lengths > 0
-    test = split.test[known[split.test["user_id"].to_numpy()]]
-    return dataclasses.replace(split, test=test, order=None)
+    asked = {}
+    for on, part in (("validation", split.validation), ("test", split.test)):
+        known = split.histories(before=on).lengths > 0
+        rows = part[known[part["user_id"].to_numpy()]]
+        asked[on] = dataclasses.replace(split, order=None, **{on: rows})
+    return asked["validation"], asked["test"]

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rectutor.data import load_movielens
 from rectutor.evaluation import evaluate
 from rectutor.splits import leave_one_out
 
@@ -132,3 +134,20 @@ def test_the_arithmetic_in_the_prose():
     for half, users in re.findall(r"± (0\.\d+) for the ([\d,]+)", PROSE):
         users = int(users.replace(",", ""))
         assert float(half) == round(1.96 * math.sqrt(p * (1 - p) / users), 3)
+
+
+def test_the_shares_of_ties_are_those_of_movielens_100k():
+    if not (Path(os.environ.get("RECTUTOR_ARCHIVES", "?")) / "ml-100k.zip").exists():
+        pytest.skip("needs ml-100k.zip in RECTUTOR_ARCHIVES")
+    ratings = load_movielens("100k").ratings.sort_values(["user_id", "timestamp"])
+    gaps = ratings.groupby("user_id")["timestamp"].diff().dropna()
+    last = ratings.groupby("user_id")["timestamp"].apply(lambda times: times.diff().iloc[-1] == 0)
+    sentence = r"(\d+) % carry the same second, and for (\d+) % of the users the last movie ties"
+    consecutive, users = re.search(sentence, PROSE).groups()
+    assert float(consecutive) == round(100 * (gaps == 0).mean())
+    assert float(users) == round(100 * last.mean())
+
+
+def test_the_page_names_the_protocols_that_the_study_asks_under():
+    for kind in ("tied and untied", "one moment", "99 negatives", "seen kept"):
+        assert f"- **{kind}**" in PAGE
