@@ -192,7 +192,7 @@ def gru4rec(chapter: Chapter, epochs: int | None, callbacks: Callbacks) -> int:
         inputs,
         targets,
         rate=settings.rate,
-        batch=settings.batch,
+        batch_size=settings.batch,
         epochs=epochs or settings.epochs,
         callbacks=callbacks(recommender, split),
     )
