@@ -263,6 +263,7 @@ def recommender_of(model, length, padding):
 # `AdamW` with the documented rate, and larger batches for training than for validation.
 #
 # (gru4rec-c24)=
+# (gru4rec-c31)=
 # :::{admonition} Corrections C24 and C31: batches that never change, and seeds
 # C24: the example forms its batches before it caches them, so every epoch meets the same batches, and each window
 # the same negatives. `shuffle=True` mixes the windows in every epoch. C31: the example seeds its shuffle and nothing else;
@@ -389,6 +390,7 @@ for movie in np.argsort(-answer(reader)[0], kind="stable")[:10]:
 
 # %% [markdown]
 # (gru4rec-c6)=
+# (gru4rec-c23)=
 # :::{admonition} Correction C6 (and C23): lists with seen movies, padding, and movies that nobody rated
 # The scores cover the whole table. Nothing takes out the movies of the history, which the example
 # acknowledges, and nothing takes out id 0, which is no movie. C23: on 1M the table also has ids that no movie has. Under
@@ -593,9 +595,8 @@ print(f"inputs {inputs.shape}, {real.mean():.0%} of the positions real")
 #
 # $$p_t(i) = \frac{\exp(h_t^\top e_i + b_i)}{\sum_j \exp(h_t^\top e_j + b_j)}.$$
 #
-# The target of a position is the next movie, and, with falling weight, the few after it. People rate in sittings,
-# and movies that carry the same second have no true order; a loss that insists on the very next one would learn that
-# accident. With $w_k = \gamma^k / \sum_{k'} \gamma^{k'}$ over the $K$ next movies that the window still holds,
+# The target of a position is the next movie, and, with falling weight, the few after it. Movies that carry the
+# same second have no true order, and a loss that insists on the very next one would learn an accident. With $w_k = \gamma^k / \sum_{k'} \gamma^{k'}$ over the $K$ next movies that the window still holds,
 #
 # $$L_t = -\sum_{k=0}^{K-1} w_k \log p_t(i_{t+k}).$$
 #
@@ -811,10 +812,9 @@ ax.set(xlabel="NDCG@10 on test, with 95 % interval", xlim=(0, None))
 run.show(fig, "comparison")
 
 # %% [markdown]
-# Read the intervals before the order: where two lines overlap a lot, the paired sentences above decide, for this run.
-# Another seed, and another order of the movies that carry the same second, give other figures. The study repeats
-# the training over both, and has a model that is trained and asked on histories in random order: what it loses is what
-# the order was worth.
+# Where two lines overlap, the paired sentences above decide, for this run. The study repeats the training over seeds and over
+# orders of the movies that carry the same second. It also has a model that is trained and asked on histories in random
+# order: the difference is what the order was worth.
 
 # %%
 run.show_study(
@@ -890,7 +890,7 @@ run.save()
 #
 # - An in-batch loss is a loss against $\ln B$: compare it with its own chance level and with nothing else.
 # - Split by time before you make windows; say what a model was trained on, and let the evaluation refuse a leak.
-# - Mask the padding, and prove it: the same history must give the same scores however it is padded.
+# - Mask the padding: the same history must give the same scores however it is padded.
 # - Sampled negatives bend the scores by popularity; with a catalogue of this size a softmax over all of it is affordable.
 # - A recurrent network can learn from every position at once. Whether it is ahead of a closed form that weighs
 #   recent movies more is for the paired intervals to say.

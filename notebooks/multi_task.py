@@ -13,7 +13,6 @@
 #
 # - share one user table and one movie table between a retrieval head and a rating head;
 # - see when weights of 1 and 1 do not weigh equally, and put two losses on one scale;
-# - draw the trade-off between two tasks;
 # - answer "is the joint model better than two specialists?" with an interval, not with a hunch.
 #
 # The documented half re-implements, in its own code, the Keras Recommenders example
@@ -71,7 +70,6 @@ SETTINGS = dict(
     weight_decay=0.1,
     probe_tensorflow=(True, True, False),  # C5 starts two processes
 )
-USER = 5  # the documented user
 settings = run.settings(**SETTINGS)
 
 # %% [markdown]
@@ -141,8 +139,7 @@ print("watches:", watch_split)
 # $$L_\text{rating} = \frac1B \sum_{b=1}^{B} (y_b - \hat y_b)^2, \qquad
 #   L = w_\text{rating} L_\text{rating} + w_\text{retrieval} L_\text{retrieval}$$
 #
-# Remember "summed" and "mean". First the loss of the retrieval head; `log_q` and the movie ids stay out of
-# play until correction C11.
+# First the loss of the retrieval head; `log_q` stays out of play until correction C11.
 
 
 # %%
@@ -185,7 +182,7 @@ def dense(units, activation, seed, use_bias=True):
 
 
 # %% [markdown]
-# Then the model. The weights of its tasks, retrieval and rating, are numbers in the model that no gradient moves.
+# Then the model. The weights of its tasks are numbers in it that no gradient moves.
 
 
 # %%
@@ -251,6 +248,7 @@ class DocumentedMultiTask(keras.Model):
 
 # %% [markdown]
 # (multi-task-c24)=
+# (multi-task-c31)=
 # :::{admonition} Corrections C24 and C31: batches that never change, and seeds
 # C24: the example forms its batches once, so every epoch meets the same in-batch negatives; `shuffle=True` below draws
 # them anew, as our own models do. C31: it seeds nothing but the shuffle; here one seed rules the weights, the dropout and the
@@ -394,8 +392,8 @@ run.show_study(
 )
 
 # %% [markdown]
-# Adagrad's rate of 0.1 is large for the rating head, and with another order of the batches its RMSE comes out elsewhere: where the
-# documented figures lie among the runs is for the study's table to say. Three more things about the documentation's own table:
+# One seed is one draw: where the documented figures lie among many is for the study's table to say. Three more things
+# about the documentation's own table:
 #
 # (multi-task-c19)=
 # :::{admonition} Correction C19: the closing table is not that of the runs above it
@@ -428,39 +426,16 @@ moved = [
 ]
 print(f"C20: the head's weights moved by {max(moved):.4f} at most")
 print(f"C21: {len(rating_known):,} pairs for either task, the same ones")
+documented = models["multi-task"]
 run.fact("c19_standard_error", error)
 run.fact("c20_head_moved", max(moved))
-
-# %% [markdown]
-# ### What the documentation would show user 5
-#
-# Its last step retrieves ten movies for a user, rates them with the same model and prints the stars.
-
-# %%
-documented = models["multi-task"]
-shown = top_movies(documented, np.array([USER]))[0]
-users = np.full(len(shown), USER)
-predicted = ops.convert_to_numpy(documented.rate(users, shown))
-of_user = rating_known["user_id"] == USER
-watches = np.bincount(rating_known["movie_id"], minlength=data.num_movies + 1)
-documented_list = pd.DataFrame(
-    {
-        "movie": data.titles[shown],
-        f"{highest:g} x prediction": highest * predicted,
-        "stars": to_stars(predicted, data.rating_scale),
-        "in training": np.isin(shown, rating_known["movie_id"][of_user]),
-        "watches": watches[shown],
-    }
-)
-caption = f"What the documented recipe shows user {USER}"
-run.show_table(documented_list, caption)
 
 # %% [markdown]
 # (multi-task-c2)=
 # :::{admonition} Correction C2: stars are not five times the prediction
 # The documentation prints `5 * prediction`. The label was `(rating - 1) / 4`, so the way back is
 # `1 + 4 * prediction`; what is printed is too low by `1 - prediction`. (The ratings are also called "0 to 4" there; they are 1 to 5.)
-# The next cell checks it on every test pair. (With another lowest rating the difference is that many times `1 - prediction`.)
+# The next cell checks it on every test pair.
 # :::
 
 # %%
@@ -542,8 +517,8 @@ run.fact("c4_rating_share_of_gradient", share)
 run.effect("C4")
 
 # %% [markdown]
-# At "equal" weights the tables are shaped by retrieval almost alone, and the rating head makes the best of what it finds. What
-# a mean does instead is in the study's lines, where the retrieval weight is $1/B$ and nothing else differs.
+# At "equal" weights the tables are shaped by retrieval almost alone. What a mean does instead is in the study's lines, where the
+# retrieval weight is $1/B$ and nothing else differs.
 #
 # (multi-task-c5)=
 # :::{admonition} Correction C5: `tf.keras` pieces under a JAX backend
@@ -582,7 +557,7 @@ for legacy in "01" if settings.probe_tensorflow else "":
     run.fact(f"c5_legacy_{legacy}", said)
 
 # %% [markdown]
-# The same lines, and an environment variable decides what they do.
+# Where the two answers differ, an environment variable decides what the same lines do.
 #
 # (multi-task-c6)=
 # :::{admonition} Correction C6: seen movies and the padding id are recommended
@@ -604,15 +579,14 @@ run.fact("c6_seen_in_ten", float(num_seen.mean()))
 run.fact("c6_lists_with_padding", num_padding)
 
 # %% [markdown]
-# Every seen movie takes the place of one that could have been a hit. Look once more at the column "watches" in the list above. The next
-# correction is about it.
+# Every seen movie takes the place of one that could have been a hit.
 #
 # (multi-task-c11)=
 # :::{admonition} Correction C11: popular movies are negatives of themselves, and too often
 # Movies enter a batch as often as they are watched. So a popular movie stands in the batch several times,
 # and each further row is counted as a *wrong* answer for the first (an
 # [accidental hit](../book/glossary.md)); and as a negative for everyone else it
-# turns up far more often than a rare one, so it is pushed down far more often. The fix has two parts: leave the accidental
+# turns up far more often than a rare one, so it is pushed down far more often. The fix: leave the accidental
 # hits out, and subtract $\log Q_i$, the log of movie $i$'s share of the watches, from its score in training
 # {cite}`yi2019`. The cells count, and train with the fix.
 # :::
@@ -917,8 +891,8 @@ for other in ("popularity", "EASE"):
     print(board.better("joint", other))
 
 # %% [markdown]
-# Each line is about this run: the interval covers the choice of users, not another seed. Neither this model nor plain EASE knows the
-# order of the history; the recency rows do, and that is the subject of [GRU4Rec](gru4rec.ipynb) and [SASRec](sasrec.ipynb).
+# Each line is about this run: the interval covers the choice of users, not another seed. Models that know the order of the history are
+# the subject of [GRU4Rec](gru4rec.ipynb) and [SASRec](sasrec.ipynb).
 #
 # Now the stars. The interval again draws users, with all their test ratings, because a user's errors go together.
 
@@ -992,8 +966,7 @@ run.show_study(
 run.effect()
 
 # %% [markdown]
-# A tie is worth something too, for one model costs less to store, train and serve than two. And the documented claim needs its context: a
-# joint model that is better than *its own* specialist may still be far from what the same two tables can do.
+# A tie is worth something too: one model to store, train and serve instead of two.
 #
 # ## Exercises
 #

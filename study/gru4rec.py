@@ -225,10 +225,10 @@ def without_order(draw: Draw) -> dict[str, Any]:
 
 
 JOBS = [
-    Job("gru4rec", "leaking", leaking, seconds=70),
-    Job("gru4rec", "without-leak", without_leak, seconds=70),
-    Job("gru4rec", "drawn-anew", drawn_anew, seconds=70),
-    Job("gru4rec", "corrected-in-training", corrected_in_training, seconds=75),
+    Job("gru4rec", "leaking", leaking, seconds=45),
+    Job("gru4rec", "without-leak", without_leak, seconds=45),
+    Job("gru4rec", "drawn-anew", drawn_anew, seconds=40),
+    Job("gru4rec", "corrected-in-training", corrected_in_training, seconds=45),
     Job("gru4rec", "made-right", made_right, seconds=150),
     Job("gru4rec", "without-order", without_order, seconds=150),
 ]
