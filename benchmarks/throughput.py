@@ -168,13 +168,10 @@ def multi_task_joint(chapter: Chapter, epochs: int, callbacks: Callbacks) -> int
     """Train the joint model made right."""
     code, settings, data = chapter.code, chapter.settings, chapter.data
     table = chapter.ratings.assign(label=to_label(chapter.ratings["rating"], data.rating_scale))
-    model, start = code.compiled(
-        code.JointModel(data.num_users, data.num_movies, width=settings.width),
-        code.adamw(settings.learning_rate, settings.weight_decay),
-    )
-    weights = code.task_weights_for(settings.alphas[0], data.num_movies, 0.08)
-    fit = chapter.fit(epochs, callbacks)
-    code.train(model, start, table, weights, batch_size=settings.batch, **fit)
+    sizes = {"num_users": data.num_users, "num_movies": data.num_movies, "width": settings.width}
+    how = {"rate": settings.learning_rate, "decay": settings.weight_decay}
+    fit = chapter.fit(epochs, callbacks) | {"batch_size": settings.batch}
+    code.train_joint(table, settings.alphas[0], sizes, **how, **fit)
     size = min(settings.batch, len(table))
     return max(1, round(len(table) / size)) * size
 
@@ -192,7 +189,7 @@ def gru4rec(chapter: Chapter, epochs: int | None, callbacks: Callbacks) -> int:
         inputs,
         targets,
         rate=settings.rate,
-        batch=settings.batch,
+        batch_size=settings.batch,
         epochs=epochs or settings.epochs,
         callbacks=callbacks(recommender, split),
     )

@@ -2,14 +2,16 @@
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
-from chapters import definitions
+from chapters import NOTEBOOKS, definitions
 from keras import ops
+from scipy.special import logsumexp
 
 from rectutor import PADDING_ID
-from rectutor.baselines import Popularity
+from rectutor.baselines import EASE, Popularity
 from rectutor.data import synthetic, synthetic_oracle
-from rectutor.evaluation import evaluate, queries_for, recommend
+from rectutor.evaluation import Trained, evaluate, queries_for, recommend
 from rectutor.sequences import histories, last_window, sliding_windows, training_windows
 from rectutor.splits import leave_one_out
 
@@ -30,8 +32,8 @@ def made_right(**changes):
     return model
 
 
-def documented():
-    model = CHAPTER.InBatchGRU4Rec(NUM_MOVIES, width=8)
+def documented(**changes):
+    model = CHAPTER.InBatchGRU4Rec(NUM_MOVIES, width=8, **changes)
     model.build((None, 6))
     return model
 
@@ -164,6 +166,31 @@ class TestDocumented:
         for weight, old in zip(model.trainable_variables, before, strict=True):
             assert np.abs(ops.convert_to_numpy(weight) - old).max() > 1e-7, weight.path
 
+    def test_corrected_loss_leaves_out_accidental_hits_and_takes_off_log_q(self):
+        log_q = np.log(np.linspace(0.01, 0.2, NUM_MOVIES + 1))
+        model = documented(log_q=log_q.tolist())
+        ids, labels = windows(), np.array([4, 7, 4, 4, 2], np.int32)
+        q = states(model, ids).astype(float)
+        table = ops.convert_to_numpy(model.movies.embeddings).astype(float)
+        scores = q @ table[labels].T - log_q[labels]
+        losses = []
+        for row in range(5):
+            kept = [at for at in range(5) if at == row or labels[at] != labels[row]]
+            losses.append(logsumexp(scores[row, kept]) - scores[row, row])
+        loss = model.compute_loss(x=ids, y=labels, y_pred=ops.convert_to_tensor(q, "float32"))
+        assert float(loss) == pytest.approx(np.mean(losses), rel=1e-4)
+
+    def test_batches_stay_the_same_unless_they_are_drawn_anew(self):
+        def trained(**fit):
+            recipe = {"width": 4, "rate": 0.05, "seed": 3, "batch_size": 8, "epochs": 3, **fit}
+            ids = windows(rows=40)
+            model, losses = CHAPTER.train_as_documented(NUM_MOVIES, ids, ids[:, 0], **recipe)
+            assert len(losses["loss"]) == 3
+            return model.score(windows())
+
+        np.testing.assert_array_equal(trained(), trained(shuffle=False))
+        assert np.abs(trained() - trained(shuffle=True)).max() > 1e-4
+
     def test_padding_at_the_end_does_change_the_query(self):
         """The flaw of correction C9 is really there."""
         model, ids = documented(), windows()
@@ -171,8 +198,9 @@ class TestDocumented:
             np.abs(states(model, np.pad(ids, ((0, 0), (0, 3)))) - states(model, ids)).max() > 1e-4
         )
 
-    def test_what_is_saved_scores_the_same(self, tmp_path):
-        model = documented()
+    @pytest.mark.parametrize("log_q", [None, [-2.0] * (NUM_MOVIES + 1)])
+    def test_what_is_saved_scores_the_same(self, tmp_path, log_q):
+        model = documented(log_q=log_q)
         model.save(tmp_path / "model.keras")
         loaded = keras.saving.load_model(tmp_path / "model.keras")
         np.testing.assert_array_equal(loaded.score(windows()), model.score(windows()))
@@ -184,6 +212,72 @@ def test_the_row_by_row_windows_are_those_of_the_arrays():
     contexts, labels = sliding_windows(histories(ratings), 4, min_length=2)
     assert rows == contexts.tolist()
     assert targets == labels.tolist()
+
+
+def test_adding_log_q_to_ratios_ranks_by_probability():
+    """Why correction C11 helps: an in-batch softmax learns p(i | w) / p(i)."""
+    movies = np.repeat(np.arange(1, 6), [40, 30, 15, 10, 5])
+    share = CHAPTER.log_share(movies, 5)
+    np.testing.assert_allclose(np.exp(share[1:]), [0.4, 0.3, 0.15, 0.1, 0.05])
+    after = np.array([0.5, 0.2, 0.1, 0.12, 0.08])  # p(i | w)
+    ratios = np.log(after) - share[1:]
+    assert ratios.argmax() != after.argmax()
+    np.testing.assert_allclose(np.exp(ratios + share[1:]), after)
+
+
+def test_the_leak_of_the_documented_split_is_counted_and_refused(small_split):
+    """All windows shuffled, nine tenths to train on: the test movies are labels (C8)."""
+    rows = pd.concat([small_split.train, small_split.validation, small_split.test])
+    _, labels, owners = sliding_windows(histories(rows), 6, return_users=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    learned = order[: int(0.9 * len(order))]
+    labelled = pd.DataFrame({"user_id": owners[learned], "movie_id": labels[learned]})
+    model = CHAPTER.recommender_of(documented(), 6, "after")
+    leaking = Trained(model, labelled)
+    test = small_split.test.set_index("user_id")["movie_id"]
+    pairs = set(map(tuple, labelled.to_numpy()))
+    assert set(leaking.leaked(small_split, "test")) == {
+        user for user, movie in test.items() if (user, movie) in pairs
+    }
+    assert len(leaking.leaked(small_split, "test")) > 0.7 * len(test)
+    with pytest.raises(ValueError, match="allow_leak"):
+        evaluate(leaking, small_split)
+    found = evaluate(leaking, small_split, allow_leak=True, num_resamples=1)
+    fair = evaluate(Trained(model, small_split.train), small_split, num_resamples=1)
+    assert found.ndcg == fair.ndcg
+
+
+def test_every_model_of_the_chapter_says_what_it_was_trained_on():
+    """A model that is asked without `Trained` could leak unseen: only baselines go bare."""
+    text = (NOTEBOOKS / "gru4rec.py").read_text(encoding="utf-8")
+    for name in ("from_documented", "from_fair", "from_model", "from_final"):
+        assert f"{name} = Trained(" in text
+    assert text.count("allow_leak=True)") == 1
+
+
+def test_the_weight_of_a_mixture_is_the_best_on_validation(small_split):
+    ease = EASE(50.0).fit(small_split)
+
+    def constant(queries):
+        return np.zeros((len(queries), NUM_MOVIES + 1))
+
+    weight, tried = CHAPTER.choose_weight(constant, ease, small_split, (0.0, 1.0))
+    alone = evaluate(ease, small_split, on="validation", num_resamples=1).ndcg
+    assert tried[1.0] == pytest.approx(alone)
+    assert weight == max(tried, key=tried.get)
+    assert list(CHAPTER.WEIGHTS) == sorted(CHAPTER.WEIGHTS)
+    assert CHAPTER.WEIGHTS[0] == 0
+
+
+def test_refreshing_trains_a_copy_and_leaves_the_model():
+    model = made_right()
+    before = [ops.convert_to_numpy(weight).copy() for weight in model.weights]
+    ids = windows(rows=8)
+    copy = CHAPTER.refreshed(model, ids, np.roll(ids, -1, 1), rate=0.01, batch_size=4, epochs=1)
+    for old, weight in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, ops.convert_to_numpy(weight))
+    assert np.abs(copy.score(ids) - model.score(ids)).max() > 1e-4
+    assert float(copy.optimizer.learning_rate) == pytest.approx(0.01)  # stays
 
 
 @pytest.mark.long
@@ -199,7 +293,7 @@ def test_the_order_of_a_known_world_is_recovered():
 
     windows = training_windows(split.histories(before="validation"), 20)
     model = CHAPTER.GRU4Rec(movies, width=32, units=64, dropout=0.1, ahead=1)
-    CHAPTER.train(model, *windows, rate=0.01, batch=64, epochs=15)
+    CHAPTER.train(model, *windows, rate=0.01, batch_size=64, epochs=15)
     best = evaluate(oracle, split).hit_rate
     popularity = evaluate(Popularity().fit(split), split).hit_rate
     found = evaluate(CHAPTER.recommender_of(model, 20, "before"), split).hit_rate
