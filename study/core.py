@@ -284,30 +284,65 @@ def missing(job: Job, code: str) -> list[int]:
 
 
 def digest(job: Job) -> str:
-    """What decides a job's figures, in 16 letters: its chapter, its own code, the package.
+    """What decides a job's figures, in 16 letters.
 
-    Comments, docstrings and the layout of the code take no part.
+    That is its own code, what it uses of its chapter, and the modules of the package that these
+    import. Comments, docstrings and the layout of the code take no part.
     """
-    package = Path(results.__file__).parent
-    texts = [_meaning((package / f"{name}.py").read_text("utf-8")) for name in MATTER]
     module = inspect.getmodule(job.function)
     assert module is not None
-    own = inspect.getsource(module)
-    texts.append(_used(own, job.function.__name__))
-    for name in sorted({job.chapter, *re.findall(r'definitions\("(\w+)"\)', own)}):
+    source = inspect.getsource(module)
+    own = _used(source, {job.function.__name__})
+    texts, sources = [_text_of(own)], [source]
+    if "import protocol" in source:
+        sources.append((Path(__file__).parent / "protocol.py").read_text("utf-8"))
+        texts.append(_text_of(ast.parse(sources[-1]).body))
+    asked = {node.attr for node in _nodes(own) if isinstance(node, ast.Attribute)} | {"SETTINGS"}
+    for name in sorted({job.chapter, *re.findall(r'definitions\("(\w+)"\)', source)}):
         file = book.NOTEBOOKS / f"{name}.py"
         if file.is_file():
-            texts.append(_meaning(file.read_text("utf-8"), only=True))
-    if "import protocol" in own:
-        texts.append(_meaning((Path(__file__).parent / "protocol.py").read_text("utf-8")))
+            sources.append(file.read_text("utf-8"))
+            texts.append(_text_of(_used(sources[-1], asked)))
+    texts += [_text_of(ast.parse(each).body) for each in _imported(sources)]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
-def _meaning(source: str, only: bool = False) -> str:
-    tree = ast.parse(source)
-    if only:
-        tree.body = [node for node in tree.body if book.is_definition(node)]
-    return ast.dump(_bare(tree))
+def _used(source: str, names: set[str]) -> list[ast.stmt]:
+    """The functions, classes and constants of those names, and whatever they lean on."""
+    own: dict[str, ast.stmt] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            own |= {each.id: node for each in targets if isinstance(each, ast.Name)}
+    wanted, found = list(names), dict[str, ast.stmt]()
+    while wanted:
+        at = wanted.pop()
+        if at in own and at not in found and at not in ("JOBS", "COMPARISONS"):
+            found[at] = own[at]
+            wanted += [node.id for node in _nodes([own[at]]) if isinstance(node, ast.Name)]
+    return [found[each] for each in sorted(found)]
+
+
+def _imported(sources: Sequence[str]) -> list[str]:
+    """The modules of `MATTER` that they import, and those that these import."""
+    package, found = Path(results.__file__).parent, dict[str, str]()
+    waiting = list(sources)
+    while waiting:
+        for name in re.findall(r"from rectutor\.(\w+) import", waiting.pop()):
+            if name in MATTER and name not in found:
+                found[name] = (package / f"{name}.py").read_text("utf-8")
+                waiting.append(found[name])
+    return [found[name] for name in sorted(found)]
+
+
+def _nodes(statements: Sequence[ast.stmt]) -> list[ast.AST]:
+    return [node for each in statements for node in ast.walk(each)]
+
+
+def _text_of(statements: Sequence[ast.stmt]) -> str:
+    return "\n".join(ast.dump(_bare(each)) for each in statements)
 
 
 def _bare(tree: ast.AST) -> ast.AST:
@@ -318,23 +353,3 @@ def _bare(tree: ast.AST) -> ast.AST:
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 node.body = node.body[1:]
     return tree
-
-
-def _used(source: str, name: str) -> str:
-    """A function of a module, and whatever of the module it leans on."""
-    tree = ast.parse(source)
-    own: dict[str, ast.stmt] = {}
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            own[node.name] = node
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            own |= {each.id: node for each in targets if isinstance(each, ast.Name)}
-    wanted, found = [name], {}
-    while wanted:
-        at = wanted.pop()
-        if at in found or at not in own or at in ("JOBS", "COMPARISONS"):
-            continue
-        found[at] = own[at]
-        wanted += [node.id for node in ast.walk(own[at]) if isinstance(node, ast.Name)]
-    return "\n".join(ast.dump(_bare(found[each])) for each in sorted(found))

@@ -12,6 +12,7 @@ from rectutor.baselines import EASE, Mixture
 from rectutor.evaluation import Queries, Trained, evaluate, queries_for
 from rectutor.sequences import Histories, histories, sliding_windows, training_windows
 from rectutor.training import BestByNDCG
+from study import protocol
 from study.core import Comparison, Draw, Job, ranked
 
 
@@ -187,7 +188,7 @@ def made_right(draw: Draw) -> dict[str, Any]:
     weight, tried = code.choose_weight(early, ease.fit(split), split, code.WEIGHTS)
     both = Mixture(final, EASE(1000.0, tau=3.0).fit(split, include_validation=True), weight)
     validation = max(each["ndcg"] for each in best.history)
-    return {
+    return protocol.arms("made right", final, draw) | {
         "made right": ranked(
             evaluate(final, split, num_resamples=1),
             epochs=best.best_epoch,

@@ -10,7 +10,7 @@ from rectutor.splits import random_split
 from study.core import Comparison, Draw, Job, rated
 
 #: What validation chose in the chapter's own run; choosing anew in each run would cost four times
-#: as much. (For the folds too: about a fifth of a fold's test part is what the choice was made on.)
+#: as much. (For the folds too: some of a fold's test part is what the choice was made on.)
 DECAYS = {"documented network, AdamW": 3.0, "made right, ids only": 1.0}
 #: How the two parts are called: as an arm begins.
 RANDOM, FOLDS = "", "folds: "

@@ -8,6 +8,7 @@ import pandas as pd
 
 from rectutor.evaluation import Trained, evaluate
 from rectutor.splits import random_split
+from study import protocol
 from study.core import Comparison, Draw, Job, facts, ranked
 
 
@@ -126,7 +127,9 @@ def catalogue(draw: Draw) -> dict[str, Any]:
     optimizer = code.adamw(settings)
     code.train_catalogue(model, past, optimizer, seed=draw.seed, epochs=epochs, **of_rows)
     kept = {"epochs": epochs, "with_history": float(code.CATALOGUE[chosen])}
-    return found | {"made right": learned(draw, code.by_catalogue(model), past, **kept)}
+    final = Trained(code.by_catalogue(model), past)
+    found |= {"made right": ranked(evaluate(final, split), **kept)}
+    return found | protocol.arms("made right", final, draw)
 
 
 JOBS = [

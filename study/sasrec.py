@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from study import protocol
 from study.core import Comparison, Draw, Job, ranked
 from tools import book
 
@@ -253,7 +254,8 @@ def made_right(draw: Draw) -> dict[str, Any]:
     code.train_sasrec(model, drawn, **recipe, epochs=best.best_epoch)
     scores = Trained(code.sasrec_scores(model), known)
     anew = ranked(evaluate(scores, split, num_resamples=1), epochs=best.best_epoch)
-    return {"made right, early stop": stopped, "made right": anew}
+    others = protocol.arms("made right", scores, draw)
+    return others | {"made right, early stop": stopped, "made right": anew}
 
 
 def best_combination(draw: Draw) -> dict[str, Any]:
