@@ -132,7 +132,7 @@ def test_exercises_are_graded_and_solved_by_code_that_ran(name):
     notebook = executed(name)
     exercises = re.findall(r":::+\{exercise\} (★+) .+\n:label: ([\w-]+)", prose(notebook))
     grades = [grade for grade, _ in exercises]
-    assert len(grades) >= 3
+    assert len(grades) >= 2
     assert len({*grades}) >= 2
     assert grades == sorted(grades)
     solving, solved = None, {}
@@ -179,17 +179,18 @@ def test_the_stored_results_belong_to_the_committed_notebook(name):
 def test_every_correction_is_shown_where_it_occurs_and_listed():
     """List C, chapter by chapter, has its boxes; each box is followed by a cell that proves it."""
     expected = {
-        "ranking": ["c1", "c2", "c18"],
-        "retrieval": ["c6", "c7", "c11"],
-        "gru4rec": ["c6", "c8", "c9", "c10", "c11", "c17"],
-        "sasrec": ["c6", "c12", "c13", "c14", "c15", "c16", "c17"],
-        "multi_task": ["c2", "c3", "c4", "c5", "c6", "c11"],
+        "ranking": [1, 2, 18, 30, 31],
+        "retrieval": [6, 7, 11],
+        "gru4rec": [6, 8, 9, 10, 11, 17, 24, 29],
+        "sasrec": [6, 12, 13, 14, 15, 16, 17, 22, 23, 24, 25, 26, 27, 28],
+        "multi_task": [2, 3, 4, 5, 6, 11, 19, 20, 21],
     }
+    assert {*range(1, 32)} == {number for numbers in expected.values() for number in numbers}
     listed = (ROOT / "book" / "corrections.md").read_text(encoding="utf-8")
     for name, numbers in expected.items():
         cells = source(name).cells
         for number in numbers:
-            label = f"{name.replace('_', '-')}-{number}"
+            label = f"{name.replace('_', '-')}-c{number}"
             at = [i for i, cell in enumerate(cells) if f"({label})=" in cell.source]
             assert len(at) == 1, f"{name}: no box labelled {label}"
             assert any(cell.cell_type == "code" for cell in cells[at[0] + 1 : at[0] + 4]), label
