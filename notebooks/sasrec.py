@@ -559,6 +559,7 @@ def learned_by_documented(ratings):
     return by_time.drop(last.index)
 
 
+# %%
 def documented_place(mask):
     """Where the documented code reads the state: it counts the *padding*.
 
