@@ -559,7 +559,6 @@ def learned_by_documented(ratings):
     return by_time.drop(last.index)
 
 
-# %%
 def documented_place(mask):
     """Where the documented code reads the state: it counts the *padding*.
 
@@ -742,6 +741,7 @@ def watched_once(inputs):
     return ops.logical_and(first[:, None, :], so_far)
 
 
+# %%
 def catalogue_loss(states, table, inputs, targets):
     """Cross-entropy of the next movie among all that is not watched yet.
 
