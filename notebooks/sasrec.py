@@ -741,6 +741,7 @@ def watched_once(inputs):
     return ops.logical_and(first[:, None, :], so_far)
 
 
+# %%
 def catalogue_loss(states, table, inputs, targets):
     """Cross-entropy of the next movie among all that is not watched yet.
 
