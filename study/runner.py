@@ -7,6 +7,7 @@ import concurrent.futures.process
 import gc
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import time
@@ -47,6 +48,7 @@ def run(names: Sequence[str], smoke: bool = False) -> None:
     free = context.Queue()
     for each in cores:
         free.put(each)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers must end too
     failed, began, done = [], time.monotonic(), 0.0
     total = sum(expected[key] for key, _ in todo)
     with concurrent.futures.ProcessPoolExecutor(
