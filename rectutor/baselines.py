@@ -470,7 +470,8 @@ def grids(seed: int = 0) -> dict[str, list[Baseline]]:
         seed: of those that begin at random, which is ALS.
 
     Returns:
-        Name to candidates, wide enough that on MovieLens 100K the best lies inside.
+        Name to candidates. On MovieLens 100K the best lies inside, over most orders of the ties;
+        that of ALS came to an edge (64 factors, alpha 0.1) for one order seen.
     """
     taus = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0)
     lambdas = (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)

@@ -54,8 +54,8 @@ def fitted(
 
 
 JOBS = [
-    Job("baselines", "tuned", tuned, runs=10, seconds=60),
-    Job("baselines", "temporal", temporal, runs=5, seconds=45),
+    Job("baselines", "tuned", tuned, runs=10, seconds=55),
+    Job("baselines", "temporal", temporal, runs=5, seconds=40),
 ]
 
 
