@@ -390,10 +390,11 @@ run.show_study(
     own=dict(measured[["model", "RMSE"]].to_numpy()),
     caption="RMSE in the study, and of this run",
 )
+run.documented()
 
 # %% [markdown]
-# One seed is one draw: where the documented figures lie among many is for the study's table to say. Three more things
-# about the documentation's own table:
+# One seed is one draw: where the documented figures lie among many, the study says. Three more things about
+# the documentation's own table:
 #
 # (multi-task-c19)=
 # :::{admonition} Correction C19: the closing table is not that of the runs above it
