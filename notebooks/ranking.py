@@ -371,7 +371,6 @@ of_study = {"as documented": "ranking/documented"}
 own = {"as documented": parts["RMSE"]}
 run.show_study(of_study, "rmse", own)
 run.documented()
-print("documented RMSE 0.2568, test loss 0.0659")
 
 # %% [markdown]
 # And C2 on these predictions:
