@@ -1036,7 +1036,6 @@ run.save()
 # %% [markdown]
 # ## References
 #
-# The documented model: {cite}`sharma2025keras`. Multi-task learning: {cite}`caruana1997`; weights that are learned:
-# {cite}`kendall2018`. The log-Q correction: {cite}`yi2019`. Weight decay: {cite}`loshchilov2019`;
+# The documented model: {cite}`sharma2025keras`. Multi-task learning: {cite}`caruana1997`. The log-Q correction: {cite}`yi2019`. Weight decay: {cite}`loshchilov2019`;
 # Adagrad: {cite}`duchi2011`; dropout: {cite}`srivastava2014`. EASE: {cite}`steck2019`; biases and factors for ratings: {cite}`koren2009`.
 # The data: {cite}`harper2015`. All are listed in [References](../book/references.md).
