@@ -206,14 +206,14 @@ class TestPage:
 
     def test_another_figure_makes_another_page(self):
         run = report.newest(report.RUNS)
-        before = report.page(run, None, [])
+        before = report.page(run, None)
         run["rows"][0]["value"] *= 2
-        assert report.page(run, None, []) != before
+        assert report.page(run, None) != before
 
     def test_limits_of_unmet_targets_are_told(self):
         row = dataclasses.replace(ROW, target=">= 20 times", met=False, limit="slow memory")
         run = report.newest(report.RUNS) | {"rows": [row.as_dict()]}
-        text = report.page(run, None, [])
+        text = report.page(run, None)
         assert "0 of 1 targets are met" in text
         assert "- one user: slow memory." in text
         assert "no" in report.markdown_table([row]).split()

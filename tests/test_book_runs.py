@@ -59,6 +59,7 @@ def tree(tmp_path, monkeypatch):
         "notebooks/two.py": TWO,
         "notebooks/record.json": json.dumps(RECORD),
         "notebooks/chapters.toml": '[one]\ntitle = "One"\npromise = "It."\nmetric = "ndcg"\n'
+        "documented = []\nmade_right = []\n"
         '[two]\ntitle = "Two"\npromise = "It."\nreads = true\n',
         "rectutor/__init__.py": '__version__ = "1.0.0"\nx = 1\n',
         "requirements.txt": "keras==3.0\nnot-there==1.0\n",
@@ -287,7 +288,12 @@ class TestRegistry:
         [
             ("_toc.yml", "  - file: notebooks/two\n", "", "'two' is in chapters.toml and not in"),
             ("notebooks/chapters.toml", "[two]", "[three]", "'t.*' is in .* add it there"),
-            ("notebooks/chapters.toml", 'metric = "ndcg"', "", r"\[one\]: give .* either metric"),
+            (
+                "notebooks/chapters.toml",
+                'metric = "ndcg"',
+                "",
+                r"\[one\]: give .* either documented",
+            ),
             ("notebooks/chapters.toml", 'title = "Two"', "", r"\[two\]: give title"),
         ],
     )
@@ -402,6 +408,7 @@ def test_a_chapter_is_added_with_a_script_a_line_and_an_entry_and_taken_out_agai
     line = "      - file: notebooks/leaderboard\n"
     replace(tmp_path / "_toc.yml", line, f"      - file: notebooks/toy\n{line}")
     entry = '\n[toy]\ntitle = "Toy"\nmetric = "ndcg"\npromise = "It is small."\n'
+    entry += "documented = []\nmade_right = []\n"
     append(tmp_path / "notebooks" / "chapters.toml", entry)
     ours = {"notebooks/toy.py", "_toc.yml", "notebooks/chapters.toml"}
 
