@@ -52,6 +52,10 @@ print(f"{made.get('first', '')} to {made.get('last', '')}")
 print(f"{len(found.effects)} comparisons; a verdict holds for all together (Holm)")
 versions = made.get("versions", {})
 print(", ".join(f"{name} {version}" for name, version in versions.items()))
+unfinished = made.get("unfinished", [])
+print(f"jobs that have not had all of their runs yet: {len(unfinished)}")
+for key in unfinished:
+    print("   ", key)
 
 # %% [markdown]
 # An interval of the study draws users *and* runs anew, so it covers both kinds of chance. The runs of

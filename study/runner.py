@@ -99,11 +99,11 @@ def settle(free: Any) -> None:
 
 
 def work(module: str, key: str, number: int, smoke: bool) -> tuple[dict[str, Any], float]:
-    """One run of a job, in a worker: the outcome of its arms, and the seconds it took."""
+    """One run of a job, in a worker: the outcome of its arms, and the seconds of processor it took."""
     job = next(job for job in core.jobs([module]) if job.key == key)
-    start = time.perf_counter()
+    start = time.process_time()  # a pause, or other work on the machine, takes no part
     arms = job.function(core.Draw(job.chapter, number, "smoke" if smoke else "quick"))
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
     if "jax" in sys.modules:

@@ -223,11 +223,13 @@ def test_the_summary_is_of_these_figures() -> None:
     summary.check()
 
 
-def test_runs_are_numbered_from_one_and_none_is_left_out() -> None:
+def test_runs_are_numbered_from_one_and_what_is_unfinished_is_said() -> None:
+    unfinished = reader.read().made["unfinished"]
     for job in core.jobs():
         numbers = [run["run"] for run in core.read(job)["runs"]]
         assert numbers == list(range(1, len(numbers) + 1)), job.key
-        assert len(numbers) >= 5, f"{job.key} has {len(numbers)} runs; `make study` goes on"
+        assert job.runs >= 5
+        assert len(numbers) == job.runs or job.key in unfinished, job.key
 
 
 @pytest.mark.long
