@@ -99,7 +99,7 @@ def settle(free: Any) -> None:
 
 
 def work(module: str, key: str, number: int, smoke: bool) -> tuple[dict[str, Any], float]:
-    """One run of a job, in a worker: the outcome of its arms, and the seconds of processor it took."""
+    """One run of a job, in a worker: the outcome of its arms, and the seconds on its core."""
     job = next(job for job in core.jobs([module]) if job.key == key)
     start = time.process_time()  # a pause, or other work on the machine, takes no part
     arms = job.function(core.Draw(job.chapter, number, "smoke" if smoke else "quick"))
