@@ -23,6 +23,10 @@ METRICS = {"ndcg": "NDCG@10", "hit_rate": "HR@10", "rmse": "RMSE"}
 _DECIMALS = {"ndcg": 3, "hit_rate": 3, "rmse": 4}
 
 
+#: A verdict rests on so many runs at least.
+FEWEST_RUNS = 5
+
+
 @dataclass(frozen=True)
 class Figure:
     """A mean over runs, and its 95 % interval over users and runs.
@@ -99,7 +103,12 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """`"improves"`, `"makes worse here"` or `"no effect here"`, at 5 % after Holm."""
+        """`"improves"`, `"makes worse here"` or `"no effect here"`, at 5 % after Holm.
+
+        With fewer than five runs it is `"too few runs"`: what seeds do is not in the interval then.
+        """
+        if self.runs < FEWEST_RUNS:
+            return "too few runs"
         if self.holm >= 0.05:
             return "no effect here"
         return "improves" if (self.value > 0) == (self.metric != "rmse") else "makes worse here"

@@ -263,3 +263,8 @@ def test_a_documented_figure_lies_within_the_runs_or_so_far_off(
     documented = reader.Documented("toy/plain", "RMSE", values, runs)
     assert documented.is_within == within
     assert text in str(documented)
+
+
+def test_a_verdict_takes_five_runs(bootstrap: summary.Bootstrap) -> None:
+    hard = np.random.default_rng(4).random((4, 200))
+    assert compared(hard, hard + 0.1, bootstrap).verdict == "too few runs"
