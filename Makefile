@@ -72,7 +72,6 @@ lint: setup
 	@$(PY) -m tools.repository check
 	@$(PY) -m tools.readme check
 	@$(PY) -m benchmarks.report check
-	@$(PY) -m study check
 
 unit: setup-test
 	@$(UNIT) -m "not browser and not nightly" --doctest-modules tests rectutor \
