@@ -308,8 +308,8 @@ def describe_failure(name: str, notebook: nbformat.NotebookNode, error: Exceptio
 
 def run(names: list[str], force: bool) -> None:
     """Execute the named chapters (all when none is named), those that changed only."""
-    wanted = chosen(names)
     reads = [name for name, entry in registry().items() if entry.get("reads")]
+    wanted = sorted(chosen(names), key=lambda name: name in reads)  # what reads comes last
     stale = [name for name in wanted if force or not is_current(name)]
     # what is measured anew makes the chapters stale that read it
     stale = [name for name in wanted if name in stale or (name in reads and stale)]
