@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -185,3 +186,11 @@ def test_missing_figure_fails_a_strict_build(tmp_path: Path, record: dict[str, A
     assert "not measured on this data" in build(":fact:`own:c99`")
     with pytest.raises(SphinxError, match=r"nowhere\.json does not exist; `make chapter"):
         build(":result:`nowhere:m:ndcg`")
+
+
+def test_a_headline_says_where_runs_are_missing(found: study.Study) -> None:
+    few = dataclasses.replace(found.arms["toy/better"], runs=2)
+    found = dataclasses.replace(found, arms=found.arms | {"toy/better": few})
+    chapter = {"metric": "ndcg", "documented": ["toy/plain"], "made_right": ["toy/better"]}
+    shown = book_results.headline(found, chapter)["Made right"]
+    assert shown == "0.096 [0.086, 0.106] (2 runs so far)"

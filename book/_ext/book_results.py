@@ -209,11 +209,15 @@ def headline(found: study.Study, chapter: Mapping[str, Any]) -> dict[str, str]:
     for heading, key in HEADLINES.items():
         names = chapter.get(key) or [name for name in found.arms if name.startswith("baselines/")]
         arms = [found.arms[name] for name in names if name in found.arms and "|" not in name]
-        figures = [arm.metrics[metric] for arm in arms if metric in arm.metrics]
-        if figures:
-            best = (min if metric == "rmse" else max)(figures, key=lambda each: each.value)
+        arms = [arm for arm in arms if metric in arm.metrics]
+        if arms:
+            best_of = min if metric == "rmse" else max
+            arm = best_of(arms, key=lambda each: each.metrics[metric].value)
+            best = arm.metrics[metric]
             ends = f"[{best.low:.{digits}f}, {best.high:.{digits}f}]"
             texts[heading] = f"{best.value:.{digits}f} {ends}"
+            if arm.runs < study.FEWEST_RUNS:
+                texts[heading] += f" ({arm.runs} runs so far)"
     return texts
 
 
