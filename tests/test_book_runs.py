@@ -214,6 +214,15 @@ class TestStage:
         assert notebook.read_text("utf-8") != "committed"
         assert json.loads(results.read_text("utf-8")) == RECORD
 
+    def test_pages_are_forgotten_when_the_package_has_changed(self, tree):
+        remembered = tree / "_build" / ".jupyter_cache" / "page"
+        for change, stays in (("", False), ("", True), ("y = 2\n", False)):
+            put(remembered, "output")
+            file = tree / "rectutor" / "__init__.py"
+            put(file, file.read_text("utf-8") + change)
+            book.forget_pages()
+            assert remembered.exists() == stays
+
     def test_only_what_changed_is_written_and_what_went_is_removed(self, tree):
         for name in ("stays", "goes"):
             put(tree / "book" / f"{name}.md", f"# {name}\n")

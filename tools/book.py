@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -393,6 +394,7 @@ def render(builder: str = "html") -> None:
                 f"chapter {file.stem} ran on {data['name']} from {data['source']} and "
                 "RECTUTOR_STRICT is set; run it again where MovieLens can be had"
             )
+    forget_pages()
     program = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", program, "build", "-W", "--keep-going", str(source)]
     command += ["--path-output", str(ROOT), "--builder", builder]
@@ -405,6 +407,23 @@ def render(builder: str = "html") -> None:
     if builder == "html":
         write_text(json.dumps({"seconds": seconds}), BUILD / "rendered.json")
         print("\nThe book is in _build/html: open _build/html/index.html in a browser.")
+
+
+def forget_pages() -> None:
+    """Drop what earlier builds remember of pages when the package has changed, study included.
+
+    Pages with code run with the package, and their cache goes by their own text alone.
+    """
+    content = hashlib.sha256()
+    for file in sorted((ROOT / "rectutor").rglob("*")):
+        if file.is_file() and "__pycache__" not in file.parts:
+            content.update(file.read_bytes())
+    known = BUILD / "package.txt"
+    if known.is_file() and known.read_text(encoding="utf-8") == content.hexdigest():
+        return
+    for folder in (".jupyter_cache", ".doctrees"):
+        shutil.rmtree(BUILD / folder, ignore_errors=True)
+    write_text(content.hexdigest(), known)
 
 
 # --- recording
