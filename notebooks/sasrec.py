@@ -755,7 +755,8 @@ def catalogue_loss(states, table, inputs, targets):
     """
     flat = ops.reshape(states, (-1, table.shape[1]))  # (B * L, d)
     logits = ops.matmul(flat, ops.transpose(table[1:]))  # (B * L, V)
-    log_z = ops.reshape(ops.logsumexp(logits, axis=-1), inputs.shape)
+    log_z = ops.logsumexp(logits, axis=-1)
+    log_z = ops.reshape(log_z, (-1, inputs.shape[1]))  # (B, L)
     vectors = ops.take(table, inputs, axis=0)  # (B, L, d)
     # (B, L, L): score at position t of the movie at position s
     scores = ops.matmul(states, ops.transpose(vectors, (0, 2, 1)))

@@ -184,7 +184,8 @@ def softmax_loss(states, table, inputs, targets, ahead=1, watched=False):
     """
     flat = ops.reshape(states, (-1, table.shape[1]))  # (B * L, d)
     logits = ops.matmul(flat, ops.transpose(table[1:]))  # (B * L, V)
-    log_z = ops.reshape(ops.logsumexp(logits, axis=-1), inputs.shape)
+    log_z = ops.logsumexp(logits, axis=-1)
+    log_z = ops.reshape(log_z, (-1, inputs.shape[1]))  # (B, L)
     step = np.arange(targets.shape[1])
     step = step[None, :] - step[:, None]  # (L, L): s - t
     near = (step >= 0) & (step < ahead)

@@ -127,7 +127,9 @@ class Chapter:
         assert stored["models"]
         assert f"backend {backend}" in out
         assert "Warning" not in err
-        assert list((folder / "results" / "figures").glob(f"{self.name}-*.svg"))
+        drawn = list((folder / "results" / "figures").glob(f"{self.name}-*.svg"))
+        source = (NOTEBOOKS / f"{self.name}.py").read_text(encoding="utf-8")
+        assert bool(drawn) == ("run.show(" in source)
         assert {"python", "rectutor", "keras", backend, "numpy"} <= stored["versions"].keys()
 
     def test_two_runs_in_fresh_processes_measure_exactly_the_same(self):
