@@ -268,3 +268,11 @@ def test_a_documented_figure_lies_within_the_runs_or_so_far_off(
 def test_a_verdict_takes_five_runs(bootstrap: summary.Bootstrap) -> None:
     hard = np.random.default_rng(4).random((4, 200))
     assert compared(hard, hard + 0.1, bootstrap).verdict == "too few runs"
+
+
+def test_a_summary_that_was_changed_by_hand_is_noticed() -> None:
+    stored = {"arms": [{"name": "toy/one", "metrics": {"ndcg": [0.1, 0.08]}}]}
+    rounded = {"arms": [{"name": "toy/one", "metrics": {"ndcg": [0.10001, 0.08]}}]}
+    changed = {"arms": [{"name": "toy/one", "metrics": {"ndcg": [0.11, 0.08]}}]}
+    assert summary._apart(stored, rounded) == ""
+    assert summary._apart(stored, changed) == "/arms/0/metrics/ndcg/0"
