@@ -296,14 +296,14 @@ def digest(job: Job) -> str:
     texts, sources = [_text_of(own)], [source]
     if "import protocol" in source:
         sources.append((Path(__file__).parent / "protocol.py").read_text("utf-8"))
-        texts.append(_text_of(ast.parse(sources[-1]).body))
+        texts.append(_whole(sources[-1]))
     asked = {node.attr for node in _nodes(own) if isinstance(node, ast.Attribute)} | {"SETTINGS"}
     for name in sorted({job.chapter, *re.findall(r'definitions\("(\w+)"\)', source)}):
         file = book.NOTEBOOKS / f"{name}.py"
         if file.is_file():
             sources.append(file.read_text("utf-8"))
             texts.append(_text_of(_used(sources[-1], asked)))
-    texts += [_text_of(ast.parse(each).body) for each in _imported(sources)]
+    texts += map(_whole, _imported(sources))
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
@@ -339,6 +339,12 @@ def _imported(sources: Sequence[str]) -> list[str]:
 
 def _nodes(statements: Sequence[ast.stmt]) -> list[ast.AST]:
     return [node for each in statements for node in ast.walk(each)]
+
+
+@functools.cache
+def _whole(source: str) -> str:
+    """A module of which all counts; many jobs share it."""
+    return _text_of(ast.parse(source).body)
 
 
 def _text_of(statements: Sequence[ast.stmt]) -> str:

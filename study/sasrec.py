@@ -260,13 +260,10 @@ def made_right(draw: Draw) -> dict[str, Any]:
 
 def best_combination(draw: Draw) -> dict[str, Any]:
     """Made right with more targets, the direct way and averaged weights, trained anew likewise."""
-    from rectutor import chapter
     from rectutor.evaluation import evaluate
 
-    code = levers()
-    run = chapter.Run("sasrec_levers", draw.profile, draw.seed, "", "")
-    settings = run.settings(**code.SETTINGS)
-    recommender, best = code.train_best(draw.split, settings, draw.seed)
+    settings = Draw("sasrec_levers", draw.number, draw.profile).settings
+    recommender, best = levers().train_best(draw.split, settings, draw.seed)
     found = ranked(evaluate(recommender, draw.split, num_resamples=1), **chosen(best))
     return {"levers": found}
 

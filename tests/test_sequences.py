@@ -183,10 +183,10 @@ class TestTrainingWindows:
         """The loop's time is scaled up from a tenth of the ratings; the rest is in benchmarks/."""
         ratings = ratings_of(1_000_000)
         small = ratings.iloc[:100_000]
-        best = min(timed(lambda: training_windows(histories(ratings), 50)) for _ in range(5))
+        best = min(timed(lambda: training_windows(histories(ratings), 50)) for _ in range(10))
         loop = 10 * timed(lambda: loop_training_windows(small, 50))
         assert best < 0.5
-        assert loop / best > 10  # a loaded machine's bound; see benchmarks/ for the real ratio
+        assert loop / best > 15  # a loaded machine's bound; see benchmarks/ for the real ratio
 
     def test_memory_stays_below_six_times_the_input(self):
         ratings = ratings_of(300_000)

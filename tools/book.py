@@ -188,13 +188,15 @@ def libraries() -> bytes:
     return "\n".join(found).encode()
 
 
+def package_files() -> list[Path]:
+    """The files of the package, the study's summary among them."""
+    files = (path for path in (ROOT / "rectutor").rglob("*") if path.is_file())
+    return sorted(path for path in files if "__pycache__" not in path.parts)
+
+
 def digest(name: str) -> str:
     """What the chapter's outputs depend on, in one hash."""
-    package = [path for path in (ROOT / "rectutor").rglob("*") if path.is_file()]
-    files = [
-        NOTEBOOKS / f"{name}.py",
-        *sorted(path for path in package if "__pycache__" not in path.parts),
-    ]
+    files = [NOTEBOOKS / f"{name}.py", *package_files()]
     if registry()[name].get("reads"):
         fresh = {other: BUILD / "results" / f"{other}.json" for other in models()}
         files += [path if path.is_file() else RESULTS / path.name for path in fresh.values()]
@@ -415,9 +417,8 @@ def forget_pages() -> None:
     Pages with code run with the package, and their cache goes by their own text alone.
     """
     content = hashlib.sha256()
-    for file in sorted((ROOT / "rectutor").rglob("*")):
-        if file.is_file() and "__pycache__" not in file.parts:
-            content.update(file.read_bytes())
+    for file in package_files():
+        content.update(file.read_bytes())
     known = BUILD / "package.txt"
     if known.is_file() and known.read_text(encoding="utf-8") == content.hexdigest():
         return

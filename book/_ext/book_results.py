@@ -182,14 +182,16 @@ def format_effect(found: study.Study, target: str) -> str:
 
 
 def _phrase(effect: study.Effect) -> str:
+    values, change, ends = _numbers(effect)
+    return f"{effect.what}: {values} ({change}, {ends}; {effect.verdict})"
+
+
+def _numbers(effect: study.Effect) -> tuple[str, str, str]:
+    """The metric before and after, the change, and its interval."""
     digits = DECIMALS.get(effect.metric, 3)
-    numbers = [effect.from_value, effect.to_value]
-    before, after = (f"{number:.{digits}f}" for number in numbers)
+    values = f"{effect.from_value:.{digits}f} to {effect.to_value:.{digits}f}"
     ends = f"{effect.low:+.{digits}f} to {effect.high:+.{digits}f}"
-    return (
-        f"{effect.what}: {study.METRICS[effect.metric]} {before} to {after} "
-        f"({effect.value:+.{digits}f}, {ends}; {effect.verdict})"
-    )
+    return f"{study.METRICS[effect.metric]} {values}", f"{effect.value:+.{digits}f}", ends
 
 
 def headline(found: study.Study, chapter: Mapping[str, Any]) -> dict[str, str]:
@@ -267,17 +269,14 @@ class EffectTable(SphinxDirective):
         effects = [effect for effect in study.read().effects if effect.correction]
         effects.sort(key=lambda effect: (int(effect.correction[1:]), effect.chapter))
         for effect in effects:
-            digits = DECIMALS.get(effect.metric, 3)
+            values, change, ends = _numbers(effect)
             label = f"{effect.chapter.replace('_', '-')}-{effect.correction.lower()}"
-            ends = f"{effect.low:+.{digits}f} to {effect.high:+.{digits}f}"
-            numbers = (effect.from_value, effect.to_value)
-            values = " to ".join(f"{number:.{digits}f}" for number in numbers)
             cells = [
                 f"{{ref}}`{effect.correction} <{label}>`",
                 effect.chapter.replace("_", "-"),
                 effect.what,
-                f"{study.METRICS[effect.metric]} {values}",
-                f"{effect.value:+.{digits}f} ({ends})",
+                values,
+                f"{change} ({ends})",
                 effect.verdict,
                 str(effect.runs),
             ]
@@ -287,58 +286,55 @@ class EffectTable(SphinxDirective):
         return container.children
 
 
-class ResultRole(SphinxRole):
-    """A role that reads `results/CHAPTER.json` and writes one of its figures.
+class FigureRole(SphinxRole):
+    """A role that writes a measured figure.
 
     Args:
-        write: makes the text from the record and what follows the chapter's name.
+        write: makes the text from what was measured and from what the role holds.
     """
 
-    def __init__(self, write: Callable[[Mapping[str, Any], str], str]) -> None:
+    def __init__(self, write: Callable[[Any, str], str]) -> None:
         super().__init__()
         self.write = write
 
+    def found(self, text: str) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """The figure."""
+        return [nodes.inline(text=text, classes=["measured"])], []
+
+    def missing(self, error: Exception) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Warn, and write a mark that nobody overlooks."""
+        logger.warning("{%s}`%s`: %s", self.name, self.text, error, location=self.get_location())
+        return [nodes.strong(text="?")], []
+
+
+class ResultRole(FigureRole):
+    """A role that reads `results/CHAPTER.json`: `CHAPTER:` and what to write of it."""
+
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        """Write the figure, or warn and write a mark that nobody overlooks."""
+        """Write the figure, or say that it is missing."""
         record: Mapping[str, Any] | None = None
         try:
             chapter, rest = split_target(self.text)
             path = Path(self.env.srcdir) / "results" / f"{chapter}.json"
             self.env.note_dependency(str(path))
             record = results.read(path)
-            text = self.write(record, rest)
+            return self.found(self.write(record, rest))
         except (FileNotFoundError, ValueError) as error:
             if record is not None and record["data"]["name"] not in BOOK_DATA:
                 return [nodes.emphasis(text="not measured on this data")], []
-            logger.warning(
-                "{%s}`%s`: %s", self.name, self.text, error, location=self.get_location()
-            )
-            return [nodes.strong(text="?")], []
-        return [nodes.inline(text=text, classes=["measured"])], []
+            return self.missing(error)
 
 
-class StudyRole(SphinxRole):
-    """A role that writes a figure of the study.
-
-    Args:
-        write: makes the text from the study and what the role holds.
-    """
-
-    def __init__(self, write: Callable[[study.Study, str], str]) -> None:
-        super().__init__()
-        self.write = write
+class StudyRole(FigureRole):
+    """A role that reads the study."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        """Write the figure, or warn and write a mark that nobody overlooks."""
+        """Write the figure, or say that it is missing."""
         self.env.note_dependency(str(study.FILE))
         try:
-            text = self.write(study.read(), self.text)
+            return self.found(self.write(study.read(), self.text))
         except ValueError as error:
-            logger.warning(
-                "{%s}`%s`: %s", self.name, self.text, error, location=self.get_location()
-            )
-            return [nodes.strong(text="?")], []
-        return [nodes.inline(text=text, classes=["measured"])], []
+            return self.missing(error)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
