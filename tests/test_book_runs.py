@@ -14,6 +14,7 @@ import pytest
 from bs4 import BeautifulSoup
 from test_repository import copy_tree, run_module
 
+from rectutor import study
 from tools import book
 from tools.progress import Progress
 
@@ -417,7 +418,7 @@ def test_a_chapter_is_added_with_a_script_a_line_and_an_entry_and_taken_out_agai
     line = "      - file: notebooks/leaderboard\n"
     replace(tmp_path / "_toc.yml", line, f"      - file: notebooks/toy\n{line}")
     entry = '\n[toy]\ntitle = "Toy"\nmetric = "ndcg"\npromise = "It is small."\n'
-    entry += "documented = []\nmade_right = []\n"
+    entry += 'documented = []\nmade_right = ["baselines/EASE"]\nbaselines = []\n'
     append(tmp_path / "notebooks" / "chapters.toml", entry)
     ours = {"notebooks/toy.py", "_toc.yml", "notebooks/chapters.toml"}
 
@@ -426,11 +427,13 @@ def test_a_chapter_is_added_with_a_script_a_line_and_an_entry_and_taken_out_agai
     added = tracked_files(tmp_path)
     assert {name for name in added if added[name] != before.get(name)} == ours
     assert "measured" in page("notebooks/toy")
-    figures = "NDCG@10 (higher is better): made right 0.250 [0.200, 0.300]."
-    assert f"Toy. It is small. {figures}" in page("book/intro")
+    ease = study.read().arms["baselines/EASE"].metrics["ndcg"]
+    figure = f"{ease.value:.3f} [{ease.low:.3f}, {ease.high:.3f}]"
+    told = f"Toy. It is small. NDCG@10 (higher is better): made right {figure}."
+    assert told in page("book/intro")
     shutil.copy(tmp_path / "_build" / "results" / "toy.json", results)
     run("tools.readme", "write")
-    row = "| [Toy](notebooks/toy.ipynb) | NDCG@10 (higher is better) |  | 0.250 [0.200, 0.300] |  |"
+    row = f"| [Toy](notebooks/toy.ipynb) | NDCG@10 (higher is better) |  | {figure} |  |"
     assert row in (tmp_path / "README.md").read_text("utf-8")
 
     script.unlink()

@@ -209,7 +209,9 @@ def headline(found: study.Study, chapter: Mapping[str, Any]) -> dict[str, str]:
     digits = DECIMALS.get(metric, 3)
     texts = {}
     for heading, key in HEADLINES.items():
-        names = chapter.get(key) or [name for name in found.arms if name.startswith("baselines/")]
+        names = chapter.get(key)
+        if names is None:  # baselines alone may be left out
+            names = [name for name in found.arms if name.startswith("baselines/")]
         arms = [found.arms[name] for name in names if name in found.arms and "|" not in name]
         arms = [arm for arm in arms if metric in arm.metrics]
         if arms:
