@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import nbformat
@@ -130,6 +131,45 @@ class TestRun:
         assert "two: done" in out
         book.run([], force=False)
         assert capsys.readouterr().out.count("unchanged") == 2
+
+    def test_two_run_side_by_side_and_what_reads_waits(self, tree, monkeypatch):
+        wait = """
+import pathlib, time
+pathlib.Path("NAME.started").touch()
+while not pathlib.Path("OTHER.started").exists():
+    time.sleep(0.1)
+"""
+        for name, other in [("one", "three"), ("three", "one")]:
+            text = ONE.replace("one.json", f"{name}.json")
+            text += wait.replace("NAME", name).replace("OTHER", other)
+            put(tree / "notebooks" / f"{name}.py", text)
+        append(tree / "notebooks" / "two.py", "print(pathlib.Path('three.started').exists())\n")
+        replace(tree / "notebooks" / "two.py", "# %%\n", "# %%\nimport pathlib\n")
+        entry = '[three]\ntitle = "Three"\npromise = "It."\nmetric = "ndcg"\n'
+        append(tree / "notebooks" / "chapters.toml", entry + "documented = []\nmade_right = []\n")
+        replace(
+            tree / "_toc.yml",
+            "  - file: notebooks/two",
+            "  - file: notebooks/three\n  - file: notebooks/two",
+        )
+        book.run([], force=False, jobs=2)
+        notebook = nbformat.read(tree / "_build" / "executed" / "two.ipynb", as_version=4)
+        assert notebook.cells[1].outputs[0].text == "two\nTrue\n"
+        assert all(map(book.is_current, ["one", "three", "two"]))
+
+    def test_a_failure_ends_what_runs_beside_it(self, tree):
+        append(tree / "notebooks" / "one.py", "\n# %%\nimport time\ntime.sleep(600)\n")
+        put(tree / "notebooks" / "two.py", TWO + "\n# %%\nscores['x']\n")
+        replace(
+            tree / "notebooks" / "chapters.toml",
+            "reads = true",
+            'metric = "ndcg"\ndocumented = []\nmade_right = []',
+        )
+        started = time.monotonic()
+        with pytest.raises(book.ChapterError, match="chapter two, code cell 2 of 2: NameError"):
+            book.run([], force=False, jobs=2)
+        assert time.monotonic() - started < 60
+        assert not book.is_current("one")
 
     def test_a_failing_chapter_names_chapter_cell_and_error_and_keeps_the_older_one(self, tree):
         pretend(tree)
@@ -334,7 +374,7 @@ class TestProgress:
         progress.start("one", 500)
         for cell in range(300):
             clock.now += 1
-            progress.cell(cell)
+            progress.cell("one", cell)
         lines = out.getvalue().splitlines()
         assert lines[:2] == ["[1/1] one: cell 1 of 500", "[1/1] one: cell 61 of 500"]
         assert len(lines) == 6
@@ -344,7 +384,7 @@ class TestProgress:
         progress = Progress({"one": [60.0, 120.0], "two": [60.0]}, out, clock)
         progress.start("one", 2)
         clock.now += 60
-        progress.cell(0)
+        progress.cell("one", 0)
         assert "\n" not in out.getvalue()
         shown = [line.strip() for line in out.getvalue().split("\r")[1:]]
         assert shown == [
@@ -360,12 +400,28 @@ class TestProgress:
         progress = Progress({"one": [20.0, 100.0, 30.0], "two": [60.0]}, io.StringIO(), clock)
         progress.start("one", 3)
         clock.now += pace * 20
-        progress.cell(0)
+        progress.cell("one", 0)
         assert progress.seconds_left() == pytest.approx(left)
         clock.now += pace * 60
         assert progress.seconds_left() == pytest.approx(left - pace * 60)
         clock.now += pace * 600  # longer than it ever took
         assert progress.seconds_left() == pytest.approx(pace * 90)
+
+    def test_chapters_side_by_side_share_a_line_and_the_time(self):
+        clock, out = Clock(), io.StringIO()
+        times = {"one": [60.0, 60.0], "two": [60.0], "three": [300.0]}
+        progress = Progress(times, out, clock, jobs=2)
+        progress.start("one", 2)
+        assert progress.seconds_left() == pytest.approx(300.0)  # of the longest
+        progress.start("three", 1)
+        clock.now += 60
+        progress.cell("one", 0)
+        assert progress.line() == (
+            "[1/3] one: cell 2 of 2, [3/3] three: cell 1 of 1, about 4 min left"
+        )
+        clock.now += 60
+        progress.cell("one", 1)
+        assert progress.line().startswith("[3/3] three: cell 1 of 1, ")
 
     def test_a_chapter_with_other_cells_keeps_its_whole_time(self):
         progress = Progress({"one": [10.0, 20.0]}, io.StringIO(), Clock())

@@ -1,6 +1,6 @@
 """Execute the chapters, render the book, and record what was executed.
 
-usage: python -m tools.book run [--force] [NAME ...]   execute chapters that changed, in order
+usage: python -m tools.book run [--force] [NAME ...]   execute chapters that changed
        python -m tools.book render [--builder NAME]    render the book to _build/html
        python -m tools.book record                     take what was executed over into the tree
        python -m tools.book scripts [NAME ...]         run chapters as plain scripts
@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import argparse
 import ast
+import asyncio
+import concurrent.futures
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import queue
 import re
 import shutil
 import subprocess
@@ -31,7 +34,7 @@ import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jupytext
 import nbformat
@@ -40,6 +43,9 @@ import yaml
 from rectutor import results
 from rectutor.environment import is_on, write_text
 from tools.progress import Progress
+
+if TYPE_CHECKING:
+    from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -248,8 +254,11 @@ def cell_seconds(name: str) -> list[float]:
     return []
 
 
-def execute(name: str, progress: Progress) -> float:
-    """Execute one chapter into `_build`; returns the seconds it took."""
+def execute(name: str, progress: Progress, running: dict[str, NotebookClient]) -> float:
+    """Execute one chapter into `_build`; returns the seconds it took.
+
+    It is in `running` meanwhile.
+    """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -258,7 +267,7 @@ def execute(name: str, progress: Progress) -> float:
 
     def executed(cell: object, cell_index: int, execute_reply: object) -> None:
         seconds.append(time.perf_counter() - started - sum(seconds))
-        progress.cell(len(seconds) - 1)
+        progress.cell(name, len(seconds) - 1)
 
     client = NotebookClient(
         notebook,
@@ -270,6 +279,7 @@ def execute(name: str, progress: Progress) -> float:
         resources={"metadata": {"path": str(NOTEBOOKS)}},
         on_cell_executed=executed,
     )
+    running[name] = client
     before = digest(name)
     progress.start(name, sum(is_code(cell) for cell in notebook.cells))
     started = time.perf_counter()
@@ -277,6 +287,8 @@ def execute(name: str, progress: Progress) -> float:
         client.execute(env=os.environ | {"RECTUTOR_RESULTS": str(BUILD / "results")})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise ChapterError(describe_failure(name, notebook, error)) from None
+    finally:
+        del running[name]
     took = time.perf_counter() - started
     write_text(write(notebook), BUILD / "executed" / f"{name}.ipynb")
     known = {
@@ -309,20 +321,75 @@ def describe_failure(name: str, notebook: nbformat.NotebookNode, error: Exceptio
     return f"chapter {name}: {type(error).__name__}: {error}"
 
 
-def run(names: list[str], force: bool) -> None:
-    """Execute the named chapters (all when none is named), those that changed only."""
+def run(names: list[str], force: bool, jobs: int = 1) -> None:
+    """Execute the named chapters (all when none is named), those that changed only.
+
+    Args:
+        names: chapters.
+        force: execute unchanged ones too.
+        jobs: how many run at once, each on its share of the cores.
+    """
     reads = [name for name, entry in registry().items() if entry.get("reads")]
     wanted = sorted(chosen(names), key=lambda name: name in reads)  # what reads comes last
     stale = [name for name in wanted if force or not is_current(name)]
     # what is measured anew makes the chapters stale that read it
     stale = [name for name in wanted if name in stale or (name in reads and stale)]
-    with Progress({name: cell_seconds(name) for name in stale}) as progress:
-        for name in wanted:
-            if not force and is_current(name):
-                progress.say(f"{name}: unchanged since it was last executed")
-                continue
-            seconds = execute(name, progress)
-            progress.say(f"{name}: done in {seconds:.0f} s")
+    with Progress({name: cell_seconds(name) for name in stale}, jobs=jobs) as progress:
+        for group in ([name for name in wanted if name not in reads], reads):
+            ready = []
+            for name in [name for name in wanted if name in group]:
+                if not force and is_current(name):
+                    progress.say(f"{name}: unchanged since it was last executed")
+                else:
+                    ready.append(name)
+            execute_side_by_side(ready, progress, jobs)
+
+
+def execute_side_by_side(names: list[str], progress: Progress, jobs: int) -> None:
+    """Execute chapters, the longest first where several run at once; a failure ends all."""
+    if jobs > 1:
+        names = sorted(names, key=lambda name: -sum(cell_seconds(name)))
+    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    for share in shares_of_cores(jobs):
+        shares.put(share)
+    running: dict[str, NotebookClient] = {}
+
+    def one(name: str) -> None:
+        share = shares.get()
+        if share:
+            os.sched_setaffinity(0, share)  # of this thread, which its kernel inherits
+        seconds = execute(name, progress, running)
+        shares.put(share)
+        progress.say(f"{name}: done in {seconds:.0f} s")
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        tasks = [pool.submit(one, name) for name in names]
+        try:
+            for task in concurrent.futures.as_completed(tasks):
+                task.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for client in list(running.values()):
+                if client.km and client.km.provisioner:
+                    asyncio.run(client.km.provisioner.kill())
+            raise
+
+
+def shares_of_cores(jobs: int) -> list[set[int]]:
+    """The cores of each job; empty sets where one job has all, or the system cannot assign them.
+
+    A chapter prints the same metrics on one core as on several: they change who computes what,
+    and not the order of any sum.
+    """
+    if jobs == 1 or not hasattr(os, "sched_setaffinity"):
+        return [set()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[job::jobs]) or set(cores) for job in range(jobs)]
+
+
+def jobs_here() -> int:
+    """How many chapters may run at once: two, or one where there is a GPU to share."""
+    return 1 if shutil.which("nvidia-smi") or os.cpu_count() == 1 else 2
 
 
 def run_scripts(names: list[str]) -> None:
@@ -484,6 +551,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="execute chapters that changed")
     running.add_argument("--force", action="store_true", help="execute unchanged ones too")
+    running.add_argument("--jobs", type=int, default=jobs_here(), help="how many run at once")
     running.add_argument("names", nargs="*")
     rendering = commands.add_parser("render", help="render _build/html")
     rendering.add_argument("--builder", default="html")
@@ -495,7 +563,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         if arguments.command == "run":
-            run(arguments.names, arguments.force)
+            run(arguments.names, arguments.force, arguments.jobs)
         elif arguments.command == "render":
             render(arguments.builder)
         elif arguments.command == "record":
