@@ -33,7 +33,6 @@ if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from rectutor import chapter, results, study
@@ -138,21 +137,10 @@ run.show_table(as_table(top, "ndcg", 3))
 # [table of the comparisons](#comparisons) below.
 
 # %% mystnb={"image": {"alt": "Dot plot of NDCG at 10 with 95 percent intervals over users and runs, one row a model, best at the top, coloured by the chapter it is from."}}
-shown = top[::-1]
-figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.24 * len(shown)))
-chapters = sorted({row["chapter"] for row in shown})
-for row_number, row in enumerate(shown):
-    of = row["figure"]
-    colour = f"C{chapters.index(row['chapter'])}"
-    axes.plot([of.low, of.high], [row_number] * 2, color=colour, lw=2.5, alpha=0.5)
-    axes.plot(of.value, row_number, "o", color=colour)
-for number, name in enumerate(chapters):
-    axes.plot([], [], "o", color=f"C{number}", label=name)
-axes.set_yticks(range(len(shown)), [row["model"] for row in shown], fontsize=9)
-axes.set(xlabel="NDCG@10, mean over runs (higher is better)", xlim=(0, None))
-if chapters:
-    axes.legend(loc="lower right")
-run.show(figure, "ndcg")
+rows = {row["model"]: row["figure"] for row in top}
+kinds = {row["model"]: row["chapter"] for row in top}
+label = "NDCG@10, mean over runs (higher is better)"
+run.show_intervals(rows, label, "ndcg", kinds)
 
 # %% [markdown]
 # (comparisons)=

@@ -38,7 +38,6 @@ run = chapter.start("sasrec_levers", quietly=("keras_hub",))
 # %%
 import keras
 import keras_hub
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from keras import ops
@@ -528,20 +527,9 @@ else:
     print("the study has no comparison of sasrec")
 
 # %% mystnb={"image": {"alt": "Dot plot of the effect of each lever on NDCG at 10 with its 95 percent interval, one row a lever, and a line at zero"}}
-shown = [effect for effect in effects if effect.metric == "ndcg"][::-1]
-if shown:
-    figure, axes = plt.subplots(figsize=(7.5, 1.0 + 0.32 * len(shown)))
-    value = np.array([effect.value for effect in shown])
-    ends = np.array([(effect.low, effect.high) for effect in shown]).T
-    spread = np.abs(ends - value)
-    place = np.arange(len(shown))
-    axes.errorbar(value, place, xerr=spread, fmt="o", capsize=2)
-    axes.axvline(0.0, color="0.4", linewidth=1)
-    axes.set_yticks(place, [effect.what for effect in shown], fontsize=8)
-    axes.set(xlabel="effect on test NDCG@10", ylim=(-0.7, len(shown) - 0.3))
-    run.show(figure, "effects")
-else:
-    print("nothing to draw")
+shown = {each.what: each for each in effects if each.metric == "ndcg"}
+label = "effect on test NDCG@10"
+run.show_intervals(shown, label, "effects", zero=True)
 
 # %% [markdown]
 # What to see: an interval that crosses the line at zero is a lever that the study cannot tell from none.

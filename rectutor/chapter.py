@@ -160,6 +160,17 @@ class Run:
         """Show a figure, as `CHAPTER-name`; see `rectutor.display.show`."""
         display.show(figure, f"{self.name}-{name}")
 
+    def show_intervals(
+        self,
+        rows: Mapping[str, Any],
+        label: str,
+        name: str,
+        kinds: Mapping[str, str] | None = None,
+        **how: Any,
+    ) -> None:
+        """Show values with their intervals as a figure; see `rectutor.display.intervals`."""
+        self.show(display.intervals(rows, label, kinds, **how), name)
+
     def show_table(self, table: Any, caption: str | None = None) -> None:
         """Show a table; see `rectutor.display.show_table`."""
         self._num_tables += 1

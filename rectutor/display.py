@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rectutor import results
@@ -63,6 +64,44 @@ def show_table(table: Any, caption: str | None = None, number: int = 0) -> None:
         print(table.to_string(index=has_index, float_format="{:.4f}".format, na_rep=""))
     else:
         print(table)
+
+
+def intervals(
+    rows: Mapping[str, Any],
+    label: str,
+    kinds: Mapping[str, str] | None = None,
+    rest: str = "others",
+    zero: bool = False,
+) -> Figure:
+    """Draw values with their intervals, a line a row, the first at the top.
+
+    Args:
+        rows: what to call each, to something with `value`, `low` and `high`.
+        label: of the horizontal axis, with the unit.
+        kinds: what each row is, which decides its colour and stands in the legend.
+        rest: the kind of rows that `kinds` does not have.
+        zero: a line at zero, in place of an axis that starts there.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 1.0 + 0.27 * max(len(rows), 1)))
+    of = {name: (kinds or {}).get(name, rest) for name in rows}
+    for number, kind in enumerate(dict.fromkeys(of.values())):
+        places = [place for place, name in enumerate(rows) if of[name] == kind]
+        shown = [list(rows.values())[place] for place in places]
+        colour = f"C{number}"
+        ends = [row.low for row in shown], [row.high for row in shown]
+        axes.hlines(places, *ends, color=colour, linewidth=2.5, alpha=0.5)
+        axes.plot([row.value for row in shown], places, "o", color=colour, label=kind)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=9)
+    axes.set(xlabel=label, ylim=(len(rows) - 0.4, -0.6))
+    if zero:
+        axes.axvline(0.0, color="0.4", linewidth=1)
+    else:
+        axes.set_xlim(0, None)
+    if kinds:
+        axes.legend(loc="best")
+    return figure
 
 
 def plot_style() -> None:

@@ -183,3 +183,27 @@ def test_an_unknown_attribute_of_the_package_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'missing'"):
         _ = rectutor.missing
     assert "evaluation" in dir(rectutor)
+
+
+def test_intervals_are_drawn_in_order_with_a_colour_and_a_legend_entry_a_kind():
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import to_rgb
+
+    from rectutor import display
+    from rectutor.evaluation import Interval
+
+    rows = {"best": Interval(0.3, 0.2, 0.4), "second": Interval(0.2, 0.1, 0.3)}
+    figure = display.intervals(rows, "NDCG@10", kinds={"best": "ours"}, rest="baselines")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["best", "second"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first at the top
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ours", "baselines"]
+    points = [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines]
+    assert points == [(0.3, 0), (0.2, 1)]
+    assert to_rgb(axes.lines[0].get_color()) != to_rgb(axes.lines[1].get_color())
+    ends = [path.vertices[:, 0].tolist() for each in axes.collections for path in each.get_paths()]
+    assert ends == [[0.2, 0.4], [0.1, 0.3]]
+    plt.close(figure)
+    without = display.intervals({}, "effect", zero=True)
+    assert without.axes[0].get_legend() is None
+    plt.close(without)
