@@ -131,3 +131,17 @@ def test_page_is_light(page: str) -> None:
 def test_titles_differ() -> None:
     titles = {page: str(soup(HTML / page).title) for page in pages()}
     assert len(set(titles.values())) == len(titles)
+
+
+def test_links_to_the_glossary_lead_to_a_term_and_tell_its_definition():
+    found = [
+        (page, link)
+        for page in pages()
+        if page != "book/glossary.html"
+        for link in article(page).select('a[href*="glossary.html"]')
+        if link.get_text().lower() != "glossary"
+    ]
+    assert len(found) > 10
+    bare = [(page, link.get_text()) for page, link in found if "#term-" not in link["href"]]
+    assert bare == []
+    assert all(len(link["title"]) > 20 for _, link in found)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docutils import nodes
 
 from rectutor import study
 
@@ -17,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
-book_results, book_pages = map(importlib.import_module, ("book_results", "book_pages"))
+book_results, book_pages, book_terms = map(
+    importlib.import_module, ("book_results", "book_pages", "book_terms")
+)
 
 
 @pytest.fixture
@@ -138,12 +141,32 @@ def test_target_without_a_chapter_is_refused() -> None:
 
 def test_actions_follow_the_title_and_only_what_colab_opens_has_its_button() -> None:
     links = {"colab": "https://colab.example/x?a=1&b=2", "notebook": "n.ipynb", "script": "n.py"}
-    body = book_pages.insert_actions("<h1>Ranking</h1><p>Text</p>", links)
+    body = book_pages.insert_actions("<h1>Ranking</h1><p>Text</p>", links, "12 words")
     assert body.startswith("<h1>Ranking</h1>\n<nav")
     assert "a=1&amp;b=2" in body
     assert body.index("Open in Colab") < body.index("Download .ipynb") < body.index("<p>Text")
     del links["colab"]
-    assert "Colab" not in book_pages.insert_actions("<h1>T</h1>", links)
+    assert "Colab" not in book_pages.insert_actions("<h1>T</h1>", links, "")
+    assert '<p class="page-cost">12 words</p>' in body
+
+
+def test_what_a_page_costs_counts_its_paragraphs_its_code_and_its_seconds() -> None:
+    page = nodes.section()
+    page += [nodes.paragraph(text="word " * 430), nodes.literal_block(text="no cell")]
+    page += nodes.container("", nodes.literal_block(text="a = 1\nb = 2\n"), classes=["cell_input"])
+    told = "430 words (about 2 min), 2 lines of code in 1 cells"
+    assert book_pages.cost(page, None) == told
+    assert book_pages.cost(page, 61.2) == f"{told}, executed in 61 s"
+
+
+def test_a_link_to_the_glossary_finds_its_term_by_name_plural_or_beginning() -> None:
+    terms = {"gru": ("term-GRU", "A unit."), "embedding": ("term-Embedding", "A table.")}
+    terms["bootstrap interval"] = ("term-Bootstrap-interval", "How sure.")
+    assert book_terms.entry_of("GRU", terms) == terms["gru"]
+    assert book_terms.entry_of("embeddings", terms) == terms["embedding"]
+    assert book_terms.entry_of("bootstrap", terms) == terms["bootstrap interval"]
+    assert book_terms.entry_of("nothing", terms) is None
+    assert book_terms.entry_of("", {**terms, "b": terms["gru"]}) is None  # more than one
 
 
 @pytest.mark.parametrize(

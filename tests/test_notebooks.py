@@ -238,6 +238,29 @@ def test_no_cell_is_longer_than_a_screen(name):
         assert lines <= limit, f"code cell {number}: {lines} lines of at most {limit}"
 
 
+#: A chapter's lines of code (no comments, none blank) and words at most, and for those that are
+#: still longer what they have; these numbers only ever fall.
+LIMIT = (400, 2000)
+LONGER = {
+    "ranking": (587, 2445),
+    "retrieval": (740, 2036),
+    "gru4rec": (454, 2135),
+    "sasrec": (626, 2088),
+    "multi_task": (615, 2000),
+}
+
+
+@EACH
+def test_a_chapter_is_no_longer_than_readers_finish(name):
+    cells = source(name).cells
+    code = "\n".join(cell.source for cell in code_cells(source(name)))
+    lines = len(re.findall(r"^[^\S\n]*[^\s#]", code, re.M))
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    most_lines, most_words = LONGER.get(name, LIMIT)
+    assert lines <= most_lines
+    assert words <= most_words
+
+
 @EACH_MODEL
 def test_a_model_stands_alone_in_its_cell(name):
     """A model is a class that derives from `keras.Model`."""

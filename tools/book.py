@@ -443,6 +443,8 @@ def stage() -> Path:
         measured = (BUILD / "results" if current else RESULTS) / f"{name}.json"
         if measured.is_file():
             wanted[source / "results" / measured.name] = measured.read_bytes()
+    times = {name: cell_seconds(name) for name in chapters()}
+    wanted[source / "notebooks" / "times.json"] = json.dumps(times).encode()
     for path, content in wanted.items():
         if not path.is_file() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@
 - On every chapter: "Open in Colab", the notebook and the script to download, in the page and in the
   header's menu; "suggest edit" leads to the script, which is the chapter's source. On every page it
   leads to the branch that is edited, whichever edition the page is of.
+- Under a chapter's title, what it costs: words, code, and the seconds that it ran.
 - No request to another host: scripts the book has no use for are taken out.
 - Roles that assistive technology would stumble over are taken off.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 import shutil
 from html import escape
@@ -24,6 +26,9 @@ from sphinx.errors import ExtensionError
 
 #: The parts of MathJax the book's pages can ask for, of the 24 MB the package holds.
 MATHJAX_PARTS = ("tex-chtml.js", "output/chtml", "input/tex/extensions", "a11y", "ui", "sre")
+
+#: How fast prose is read.
+WORDS_A_MINUTE = 200
 
 #: Scripts that JupyterBook adds for live code and comments, which the book does not have.
 UNUSED_SCRIPTS = re.compile(r"thebe|THEBE|requirejs|require\.min|hypothes")
@@ -116,7 +121,8 @@ def add_notebook_buttons(
                     "label": "download-script-button",
                 },
             )
-    context["body"] = insert_actions(context["body"], links)
+    told = cost(doctree, seconds_of(app, pagename))
+    context["body"] = insert_actions(context["body"], links, told)
 
 
 def edit_link(url: str, branch: str) -> str:
@@ -125,12 +131,33 @@ def edit_link(url: str, branch: str) -> str:
     return re.sub(r"(/notebooks/[^/]+)\.ipynb$", r"\1.py", url)
 
 
-def insert_actions(body: str, links: dict[str, str]) -> str:
-    """Put a row of links under the page's title.
+def seconds_of(app: Sphinx, pagename: str) -> float | None:
+    """How long the chapter took when it was executed; None where that is not known."""
+    times = Path(app.srcdir) / "notebooks" / "times.json"
+    folder, _, name = pagename.rpartition("/")
+    if folder != "notebooks" or not times.is_file():
+        return None
+    cells = json.loads(times.read_text(encoding="utf-8")).get(name)
+    return sum(cells) if cells else None
+
+
+def cost(doctree: nodes.document, seconds: float | None) -> str:
+    """What a page of code asks of its reader, in words."""
+    words = sum(len(text.astext().split()) for text in doctree.findall(nodes.paragraph))
+    cells = [each for each in doctree.findall(nodes.container) if "cell_input" in each["classes"]]
+    lines = sum(len(each.astext().strip().splitlines()) for each in cells)
+    minutes = max(round(words / WORDS_A_MINUTE), 1)
+    told = f"{words:,} words (about {minutes} min), {lines} lines of code in {len(cells)} cells"
+    return told + (f", executed in {seconds:.0f} s" if seconds else "")
+
+
+def insert_actions(body: str, links: dict[str, str], told: str) -> str:
+    """Put a row of links, and what the page costs, under its title.
 
     Args:
         body: the page's HTML.
         links: `notebook` and `script`, and `colab` where the page can be opened there.
+        told: what the page costs, in words.
     """
     row = []
     if "colab" in links:
@@ -143,7 +170,8 @@ def insert_actions(body: str, links: dict[str, str]) -> str:
             f"Download .{ending}</a>"
         )
     actions = f'<nav class="page-actions" aria-label="Run this page">{"".join(row)}</nav>'
-    return body.replace("</h1>", f"</h1>\n{actions}", 1)
+    costs = f'<p class="page-cost">{escape(told)}</p>'
+    return body.replace("</h1>", f"</h1>\n{actions}\n{costs}", 1)
 
 
 def drop_unused_scripts(
