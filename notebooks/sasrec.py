@@ -48,7 +48,6 @@ from rectutor import chapter
 run = chapter.start("sasrec", quietly=("keras_hub",))
 
 # %%
-import random
 import tempfile
 import time
 from pathlib import Path
@@ -147,33 +146,10 @@ print(f"{len(liked):,} of {len(data.ratings):,} interactions stay")
 print(f"median history {np.median(liked_histories.lengths[1:]):.0f} movies")
 
 # %% [markdown]
-# (sasrec-c17)=
-# :::{admonition} Correction C17: preparing the data one row at a time
-# The documented preparation loops over the rows in Python, and for each negative it
-# searches a list of all the user has seen. Sorted arrays need a few array operations. (The next cells run both.)
-# :::
+# (The documentation draws them one at a time, in Python: correction C17, [on the page of the data](../book/data.md).)
 
 
 # %%
-def prepare_row_by_row(ratings, num_movies, seed):
-    """Lists of each user's movies and of a negative for each, in Python."""
-    draw = random.Random(seed)
-    events, sequences, negatives = {}, [], []
-    columns = [ratings[c] for c in ("user_id", "timestamp", "movie_id")]
-    for user, moment, movie in zip(*columns, strict=True):
-        events.setdefault(int(user), []).append((int(moment), int(movie)))
-    for user in sorted(events):
-        in_order = sorted(events[user], key=lambda event: event[0])
-        watched = [movie for _, movie in in_order]
-        drawn = [draw.randint(1, num_movies) for _ in watched]
-        for place in range(len(drawn)):
-            while drawn[place] in watched:  # a list: every look-up scans it
-                drawn[place] = draw.randint(1, num_movies)
-        sequences.append(watched)
-        negatives.append(drawn)
-    return sequences, negatives
-
-
 def one_negative_each(sequences, num_movies, seed):
     """`Histories` of the same shape: an unseen movie for each watched."""
     users = np.arange(len(sequences.lengths))
@@ -181,23 +157,6 @@ def one_negative_each(sequences, num_movies, seed):
     drawn = sample_negatives(sequences, num_movies, 1, seed, users=owners)
     return Histories(drawn[:, 0], sequences.offsets)
 
-
-# %%
-sample = liked.head(100_000)
-start = time.perf_counter()
-by_row, _ = prepare_row_by_row(sample, data.num_movies, run.seed)
-seconds_by_row = time.perf_counter() - start
-start = time.perf_counter()
-as_arrays = histories(sample, num_users=data.num_users)
-one_negative_each(as_arrays, data.num_movies, run.seed)
-seconds_as_arrays = time.perf_counter() - start
-
-assert [len(row) for row in by_row] == [n for n in as_arrays.lengths if n]
-assert np.array_equal(np.concatenate(by_row), as_arrays.items)
-times_faster = seconds_by_row / seconds_as_arrays
-run.fact("c17_times_faster", round(times_faster, 1))
-print(f"{len(sample):,} rows: one by one {seconds_by_row:.2f} s, ", end="")
-print(f"arrays {seconds_as_arrays:.3f} s for the same sequences")
 
 # %% [markdown]
 # A row of training data is a user's first movies without

@@ -302,15 +302,20 @@ def digest(job: Job) -> str:
         file = book.NOTEBOOKS / f"{name}.py"
         if file.is_file():
             sources.append(file.read_text("utf-8"))
-            texts.append(_text_of(_used(sources[-1], asked)))
+            texts.append(_text_of(_used(sources[-1], asked, of_chapter=True)))
     texts += map(_whole, _imported(sources))
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
-def _used(source: str, names: set[str]) -> list[ast.stmt]:
-    """The functions, classes and constants of those names, and whatever they lean on."""
+def _used(source: str, names: set[str], of_chapter: bool = False) -> list[ast.stmt]:
+    """The functions, classes and constants of those names, and whatever they lean on.
+
+    Of a chapter, that is what `book.definitions` gives: no variable of a cell.
+    """
     own: dict[str, ast.stmt] = {}
     for node in ast.parse(source).body:
+        if of_chapter and not book.is_definition(node):
+            continue
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             own[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign):

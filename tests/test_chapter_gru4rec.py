@@ -206,14 +206,6 @@ class TestDocumented:
         np.testing.assert_array_equal(loaded.score(windows()), model.score(windows()))
 
 
-def test_the_row_by_row_windows_are_those_of_the_arrays():
-    ratings = synthetic(30, 20, 300, seed=0).ratings
-    rows, targets = CHAPTER.windows_row_by_row(ratings, 4)
-    contexts, labels = sliding_windows(histories(ratings), 4, min_length=2)
-    assert rows == contexts.tolist()
-    assert targets == labels.tolist()
-
-
 def test_adding_log_q_to_ratios_ranks_by_probability():
     """Why correction C11 helps: an in-batch softmax learns p(i | w) / p(i)."""
     movies = np.repeat(np.arange(1, 6), [40, 30, 15, 10, 5])

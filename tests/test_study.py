@@ -276,3 +276,9 @@ def test_a_summary_that_was_changed_by_hand_is_noticed() -> None:
     changed = {"arms": [{"name": "toy/one", "metrics": {"ndcg": [0.11, 0.08]}}]}
     assert summary._apart(stored, rounded) == ""
     assert summary._apart(stored, changed) == "/arms/0/metrics/ndcg/0"
+
+
+def test_of_a_chapter_what_is_defined_counts_and_variables_of_cells_do_not() -> None:
+    source = "RATE = 1\nbest = 2\n\ndef train(x):\n    best = x * RATE\n    return best\n"
+    used = core._used(source, {"train"}, of_chapter=True)
+    assert [getattr(each, "name", "RATE") for each in used] == ["RATE", "train"]
