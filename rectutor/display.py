@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING, Any
 
 from rectutor import results
@@ -19,7 +20,11 @@ def show(figure: Figure, name: str) -> None:
         name: the file's name, without the ending.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and "\\" not in text.get_text():
+            text.set_parse_math(False)  # a price in a title, and no formula
     if in_notebook():
         from IPython.display import display
 
@@ -35,6 +40,8 @@ def show(figure: Figure, name: str) -> None:
 def show_table(table: Any, caption: str | None = None, number: int = 0) -> None:
     """Show a table: as HTML in a notebook, as text in a terminal.
 
+    What a table holds is text, never markup or mathematics: titles come from anybody's data.
+
     Args:
         table: a DataFrame or a Series, or anything that displays itself (`Evaluation`,
             `Comparison`).
@@ -48,11 +55,14 @@ def show_table(table: Any, caption: str | None = None, number: int = 0) -> None:
     is_frame = isinstance(table, pd.DataFrame)
     has_index = is_frame and not isinstance(table.index, pd.RangeIndex)
     if is_frame and in_notebook():
-        table = table.style.format(precision=4, na_rep="").set_uuid(f"table-{number}")
+        style = table.style.format(precision=4, na_rep="", escape="html")
+        style = style.format_index(escape="html").format_index(escape="html", axis="columns")
+        style = style.set_uuid(f"table-{number}")
+        table = style.set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
         if not has_index:
             table = table.hide(axis="index")
         if caption:
-            table = table.set_caption(caption)
+            table = table.set_caption(html.escape(caption))
     elif caption:
         print(caption)
     if in_notebook():

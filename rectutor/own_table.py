@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from rectutor import _own_columns, _table_file
+from rectutor import _own_columns, _table_file, results
 
 if TYPE_CHECKING:
     from rectutor.data import Dataset
@@ -56,23 +56,12 @@ def read(file: str) -> Dataset:
     path = Path(file).expanduser()
     if not path.is_file():
         raise ValueError(
-            f"RECTUTOR_DATA is {file!r}, which is no file; give the path of a CSV or Parquet table"
+            f"RECTUTOR_DATA: {file!r} is no file; give the path of a CSV or Parquet table"
         )
     try:
         return _read(path)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
-
-
-def name_of(file: str) -> str:
-    """What a table is called: the file's name up to its first dot.
-
-    Example:
-        >>> name_of("somewhere/loans.csv.gz")
-        'loans'
-    """
-    name = Path(file).name
-    return name.split(".")[0] or name
 
 
 def columns(names: list[str], wanted: str = "") -> dict[str, str]:
@@ -123,6 +112,26 @@ def columns(names: list[str], wanted: str = "") -> dict[str, str]:
 def num_repeats(ratings: pd.DataFrame) -> int:
     """How many rows are of a user and an item that an earlier row has already."""
     return int(ratings.duplicated(["user_id", "movie_id"]).sum())
+
+
+def on_five_stars(data: Dataset) -> Dataset:
+    """The same interactions with ratings from 1 to 5, for recipes that keep "2 stars and more".
+
+    Ratings of another scale are stretched onto it: 0 and 1 become 1 and 5, and of half stars the
+    same rows stay. Where there are no ratings all rows have 5, so that all of them stay.
+
+    Args:
+        data: any data set; one on the scale of 1 to 5 is returned as it is.
+    """
+    low, high = data.rating_scale
+    if not data.has_ratings:
+        ratings = data.ratings.assign(rating=np.int8(5))
+    elif (low, high) == (1, 5):
+        return data
+    else:
+        stars = 1 + 4 * (data.ratings["rating"].astype(np.float32) - low) / (high - low)
+        ratings = data.ratings.assign(rating=stars)
+    return replace(data, ratings=ratings, rating_scale=(1.0, 5.0))
 
 
 def _wanted(names: list[str], wanted: str) -> dict[str, str]:
@@ -184,7 +193,7 @@ def _read(path: Path) -> Dataset:
         said.append(f"title from {role['title']!r}")
     optional = {name: name for name in ("rating", "timestamp", "title") if name in frame}
     loaded = data.from_dataframe(
-        frame, user="user", item="item", name=name_of(path.name), **optional
+        frame, user="user", item="item", name=results.own_name(path.name), **optional
     )
     left = [name for name in table.columns if name not in role.values()]
     print(f"{path.name} ({how}): {', '.join(said)}; not used: {', '.join(left) or 'nothing'}")

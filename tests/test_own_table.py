@@ -59,7 +59,7 @@ def test_what_was_taken_for_what_is_said_in_a_line(read, capsys):
         (TABLE.replace(",", "\t").encode(), "tabs, UTF-8"),
         (TABLE.replace(",", "|").replace("\n", "\r\n").encode(), "bars, UTF-8"),
         (TABLE.encode("utf-8-sig"), "commas, UTF-8"),
-        (TABLE.encode("latin-1"), "commas, not UTF-8, so taken for Latin-1 as Windows writes it"),
+        (TABLE.encode("cp1252"), "commas, not UTF-8, so taken for Latin-1 as Windows writes it"),
         (
             TABLE.replace("ange", "\x81nge").encode("latin-1"),
             "commas, not UTF-8, so taken for Latin-1",
@@ -271,7 +271,7 @@ def test_a_file_that_is_no_table_says_why(read, content, message):
 
 
 def test_no_file_is_said_and_home_may_be_a_tilde(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"RECTUTOR_DATA is .* which is no file; give the path"):
+    with pytest.raises(ValueError, match=r"RECTUTOR_DATA: .* is no file; give the path"):
         own_table.read(str(tmp_path / "nothing.csv"))
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.csv").write_text("user,item\nann,tea\nbob,tea\n", encoding="utf-8")
