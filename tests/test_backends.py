@@ -113,7 +113,8 @@ class Chapter:
         process = start_script(self.name, folder, KERAS_BACKEND=backend, RECTUTOR_DATA=str(file))
         out, err = process.communicate(timeout=600)
         if process.returncode == 0:
-            stored = results.read(folder / "results" / f"{self.name}.json")
+            own = folder / "results" / "own" / file.stem
+            stored = results.read(own / f"{self.name}.json")
             assert stored["data"]["source"] == "dataframe"
             return stored, out, err
         reason = err.strip().splitlines()[-1]
