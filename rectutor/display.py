@@ -55,6 +55,7 @@ def show_table(table: Any, caption: str | None = None, number: int = 0) -> None:
     is_frame = isinstance(table, pd.DataFrame)
     has_index = is_frame and not isinstance(table.index, pd.RangeIndex)
     if is_frame and in_notebook():
+        table = table.rename_axis(index=_escaped, columns=_escaped)
         style = table.style.format(precision=4, na_rep="", escape="html")
         style = style.format_index(escape="html").format_index(escape="html", axis="columns")
         style = style.set_uuid(f"table-{number}")
@@ -73,6 +74,11 @@ def show_table(table: Any, caption: str | None = None, number: int = 0) -> None:
         print(table.to_string(index=has_index, float_format="{:.4f}".format, na_rep=""))
     else:
         print(table)
+
+
+def _escaped(name: object) -> str | None:
+    """The name of an index as HTML; none stays none."""
+    return None if name is None else html.escape(str(name))
 
 
 def plot_style() -> None:

@@ -128,7 +128,7 @@ class Chapter:
         assert stored["models"]
         assert f"backend {backend}" in out
         assert "Warning" not in err
-        drawn = list((folder / "results" / "figures").glob(f"{self.name}-*.svg"))
+        drawn = list((folder / "results").rglob(f"figures/{self.name}-*.svg"))
         source = (NOTEBOOKS / f"{self.name}.py").read_text(encoding="utf-8")
         assert bool(drawn) == ("run.show(" in source)
         assert {"python", "rectutor", "keras", backend, "numpy"} <= stored["versions"].keys()
