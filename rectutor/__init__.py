@@ -19,6 +19,7 @@ _SUBMODULES = (
     "data",
     "display",
     "evaluation",
+    "first_minute",
     "own_table",
     "ratings",
     "results",

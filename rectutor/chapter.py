@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from rectutor import checks, display, results
-from rectutor.environment import in_notebook, silent_stderr
+from rectutor.environment import check_writable, in_notebook, silent_stderr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 #: The order of the values in `Run.settings`.
 PROFILES = ("quick", "full", "smoke")
 
+#: The Keras backends that a chapter may run on.
+BACKENDS = ("jax", "tensorflow", "torch")
+
 #: Size of the synthetic data set the smoke profile uses: users, movies, ratings.
 SMOKE_SIZE = (300, 200, 12_000)
 
 
-def start(name: str, quietly: Iterable[str] = ()) -> Run:
+def start(name: str, quietly: Iterable[str] = (), backends: Iterable[str] = BACKENDS) -> Run:
     """Begin a chapter: choose the profile, seed everything, set the plot style.
 
     Reads `RECTUTOR_PROFILE` (`quick`, `full` or `smoke`; by default `full` where the backend
@@ -37,9 +40,11 @@ def start(name: str, quietly: Iterable[str] = ()) -> Run:
         name: the chapter's name, that of its file in `notebooks/`.
         quietly: packages to import without their chatter, such as `("keras_hub",)`: it loads
             TensorFlow, whose start-up messages would end up in the notebook.
+        backends: the Keras backends that the chapter can use.
 
     Raises:
-        ValueError: an environment variable holds something else.
+        ValueError: an environment variable holds something else, or `KERAS_BACKEND` a backend
+            that the chapter cannot use.
         ImportError: there is no such package.
     """
     seed = _seed()
@@ -51,7 +56,12 @@ def start(name: str, quietly: Iterable[str] = ()) -> Run:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter
     import keras
 
-    backend = keras.backend.backend()
+    backend, usable = keras.backend.backend(), tuple(backends)
+    if backend not in usable:
+        raise ValueError(
+            f"KERAS_BACKEND is {backend!r}, which the chapter {name} cannot use; set it to "
+            f"{' or '.join(usable)}, and begin anew"
+        )
     with silent_stderr(), warnings.catch_warnings():
         device, has_gpu = _device(backend)  # may load TensorFlow, and so may seeding
         keras.utils.set_random_seed(seed)
@@ -125,22 +135,28 @@ class Run:
         needs: tuple[str, ...] = (),
         min_users: int = 1,
         min_movies: int = 1,
+        on_five_stars: bool = False,
     ) -> Dataset:
         """Load the chapter's data set and say in one line which source it came from.
 
         `RECTUTOR_DATA=table.csv` puts a table of your own in its place, see `rectutor.own_table`.
+        Whether the results can be written is found out here, before anything is trained.
 
         Args:
             name: a data set of `rectutor.data.load_movielens`, or `"synthetic"`.
             needs: what the chapter cannot do without: `"ratings"`, `"timestamps"`.
             min_users: fewest users the chapter makes sense with.
             min_movies: fewest movies the chapter makes sense with.
+            on_five_stars: stretch ratings of any other scale onto 1 to 5, for a chapter that
+                only asks which have two stars and more; see `rectutor.own_table.on_five_stars`.
 
         Raises:
             ValueError: the data set lacks something the chapter needs; the message says what.
+            OSError: the results could not be written.
         """
         from rectutor import data, own_table
 
+        check_writable(results.folder(), "RECTUTOR_RESULTS")
         own = os.environ.get("RECTUTOR_DATA")
         if own:
             loaded = own_table.read(own)
@@ -153,6 +169,8 @@ class Run:
             f"{loaded.num_users:,} users, {loaded.num_movies:,} movies"
         )
         loaded.require(*needs, min_users=min_users, min_movies=min_movies)
+        if on_five_stars:
+            loaded = own_table.on_five_stars(loaded)
         self._data = loaded
         return loaded
 
@@ -175,6 +193,19 @@ class Run:
         """Show a table; see `rectutor.display.show_table`."""
         self._num_tables += 1
         display.show_table(table, caption, self._num_tables)
+
+    def baselines(self, split: Split) -> dict[str, Recommender]:
+        """The baselines of a table this size, fitted; prints what is left out, and why.
+
+        See `rectutor.baselines.standard_baselines`; of a catalogue whose item-item matrix does
+        not fit in memory it is popularity alone.
+        """
+        from rectutor import first_minute
+
+        fitted, left_out = first_minute.affordable_baselines(split)
+        if left_out:
+            print(left_out)
+        return fitted
 
     def test(
         self,

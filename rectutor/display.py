@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,11 @@ def show(figure: Figure, name: str) -> None:
         name: the file's name, without the ending.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and "\\" not in text.get_text():
+            text.set_parse_math(False)  # a price in a title, and no formula
     if in_notebook():
         from IPython.display import display
 
@@ -36,6 +41,8 @@ def show(figure: Figure, name: str) -> None:
 def show_table(table: Any, caption: str | None = None, number: int = 0) -> None:
     """Show a table: as HTML in a notebook, as text in a terminal.
 
+    What a table holds is text, never markup or mathematics: titles come from anybody's data.
+
     Args:
         table: a DataFrame or a Series, or anything that displays itself (`Evaluation`,
             `Comparison`).
@@ -49,11 +56,15 @@ def show_table(table: Any, caption: str | None = None, number: int = 0) -> None:
     is_frame = isinstance(table, pd.DataFrame)
     has_index = is_frame and not isinstance(table.index, pd.RangeIndex)
     if is_frame and in_notebook():
-        table = table.style.format(precision=4, na_rep="").set_uuid(f"table-{number}")
+        table = table.rename_axis(index=_escaped, columns=_escaped)
+        style = table.style.format(precision=4, na_rep="", escape="html")
+        style = style.format_index(escape="html").format_index(escape="html", axis="columns")
+        style = style.set_uuid(f"table-{number}")
+        table = style.set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
         if not has_index:
             table = table.hide(axis="index")
         if caption:
-            table = table.set_caption(caption)
+            table = table.set_caption(html.escape(caption))
     elif caption:
         print(caption)
     if in_notebook():
@@ -102,6 +113,11 @@ def intervals(
     if kinds:
         axes.legend(loc="best")
     return figure
+
+
+def _escaped(name: object) -> str | None:
+    """The name of an index as HTML; none stays none."""
+    return None if name is None else html.escape(str(name))
 
 
 def plot_style() -> None:

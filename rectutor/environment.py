@@ -56,6 +56,27 @@ def silent_stderr() -> Iterator[None]:
         os.close(saved)
 
 
+def check_writable(folder: Path, variable: str) -> None:
+    """Make a folder, and say at once if nothing can be written to it.
+
+    Args:
+        folder: the folder.
+        variable: the environment variable that names another.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"nothing can be written to {folder} ({error.strerror}); set {variable} to a folder "
+            "that can be written to"
+        ) from None
+
+
 def write_text(text: str, path: Path) -> Path:
     """Write a text file in one step, the old file or the new one, and make its folder.
 

@@ -62,18 +62,33 @@ def folder() -> Path:
 
     That is `RECTUTOR_RESULTS`; without it `_build/results` of the repository, so that running a
     chapter leaves what is tracked alone, and outside a repository `results` of the working
-    directory.
+    directory. What ran on a table of one's own (`RECTUTOR_DATA`) lies in a folder of the table's
+    name in there, `own/NAME`, apart from the book's.
     """
-    override = os.environ.get("RECTUTOR_RESULTS")
+    override, root = os.environ.get("RECTUTOR_RESULTS"), checkout()
     if override:
-        return Path(override)
-    root = checkout()
-    return root / "_build" / "results" if root else Path.cwd() / "results"
+        found = Path(override)
+    else:
+        found = root / "_build" / "results" if root else Path.cwd() / "results"
+    own = os.environ.get("RECTUTOR_DATA")
+    return found / "own" / own_name(own) if own else found
+
+
+def own_name(file: str) -> str:
+    """What a table of one's own is called: the file's name up to its first dot.
+
+    Example:
+        >>> own_name("somewhere/loans.csv.gz")
+        'loans'
+    """
+    name = Path(file).name
+    return name.split(".")[0] or name
 
 
 def relative(path: Path) -> Path:
     """`path` as messages show it: from the repository, or else from beside `folder()`."""
-    for base in (checkout(), folder().parent):
+    override = os.environ.get("RECTUTOR_RESULTS")
+    for base in (checkout(), Path(override).parent if override else Path.cwd()):
         if base and path.resolve().is_relative_to(base.resolve()):
             return path.resolve().relative_to(base.resolve())
     return Path(path.name)
@@ -263,12 +278,12 @@ def read_all(directory: Path | None = None) -> dict[str, dict[str, Any]]:
 
     Args:
         directory: where to look. When omitted: `results/` of the repository, and over it what
-            has run since, in `folder()`.
+            has run since, in `folder()`; with a table of one's own that folder alone.
 
     Raises:
         ValueError: a file is not JSON or does not fit the schema.
     """
-    root = checkout()
+    root = None if os.environ.get("RECTUTOR_DATA") else checkout()
     places = [directory] if directory else [*([root / "results"] if root else []), folder()]
     paths = {path.stem: path for place in places for path in place.glob("*.json")}
     return {name: read(paths[name]) for name in sorted(paths)}

@@ -113,7 +113,8 @@ class Chapter:
         process = start_script(self.name, folder, KERAS_BACKEND=backend, RECTUTOR_DATA=str(file))
         out, err = process.communicate(timeout=600)
         if process.returncode == 0:
-            stored = results.read(folder / "results" / f"{self.name}.json")
+            own = folder / "results" / "own" / file.stem
+            stored = results.read(own / f"{self.name}.json")
             assert stored["data"]["source"] == "dataframe"
             return stored, out, err
         reason = err.strip().splitlines()[-1]
@@ -127,7 +128,7 @@ class Chapter:
         assert stored["models"]
         assert f"backend {backend}" in out
         assert "Warning" not in err
-        drawn = list((folder / "results" / "figures").glob(f"{self.name}-*.svg"))
+        drawn = list((folder / "results").rglob(f"figures/{self.name}-*.svg"))
         source = (NOTEBOOKS / f"{self.name}.py").read_text(encoding="utf-8")
         assert bool(drawn) == ("run.show(" in source)
         assert {"python", "rectutor", "keras", backend, "numpy"} <= stored["versions"].keys()

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from rectutor import chapter, results
+from rectutor import chapter, first_minute, results
 from rectutor.baselines import Popularity
 from rectutor.evaluation import evaluate
 from rectutor.splits import leave_one_out
@@ -112,6 +112,48 @@ def test_a_table_of_your_own_takes_the_place_of_the_data_set(run, tmp_path, monk
     assert (data.num_users, data.num_movies, data.has_timestamps) == (2, 2, False)
     with pytest.raises(ValueError, match="timestamp"):
         run.load_data("100k", needs=("timestamps",))
+
+
+@pytest.mark.parametrize(
+    ("values", "stars"), [("0 1 1", [1, 5, 5]), ("0.5 5 2.75", [1, 5, 3]), ("2 5 1", [2, 5, 1])]
+)
+def test_ratings_of_any_scale_can_be_had_on_five_stars(run, values, stars, tmp_path, monkeypatch):
+    table = tmp_path / "mine.csv"
+    rows = [f"u{k},tea,{value}" for k, value in enumerate(values.split())]
+    table.write_text("user,item,rating\n" + "\n".join(rows), encoding="utf-8")
+    monkeypatch.setenv("RECTUTOR_DATA", str(table))
+    data = run.load_data("100k", on_five_stars=True)
+    assert data.ratings["rating"].tolist() == stars
+    assert data.rating_scale == (1, 5)
+
+
+def test_without_ratings_no_row_is_below_two_stars(run, tmp_path, monkeypatch):
+    (tmp_path / "mine.csv").write_text("user,item\nann,tea\n", encoding="utf-8")
+    monkeypatch.setenv("RECTUTOR_DATA", str(tmp_path / "mine.csv"))
+    data = run.load_data("100k", on_five_stars=True)
+    assert data.ratings["rating"].tolist() == [5]
+    assert not data.has_ratings
+
+
+def test_results_that_cannot_be_written_are_said_before_training(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    monkeypatch.setenv("RECTUTOR_RESULTS", str(tmp_path / "file" / "results"))
+    with pytest.raises(OSError, match=r"nothing can be written to .*; set RECTUTOR_RESULTS to"):
+        run.load_data("synthetic")
+
+
+def test_a_backend_that_the_chapter_cannot_use_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"KERAS_BACKEND is '\w+', which the chapter toy cannot"):
+        chapter.start("toy", backends=("openvino",))
+
+
+def test_baselines_that_do_not_fit_are_left_out_in_words(run, monkeypatch, capsys):
+    split = leave_one_out(run.load_data("synthetic"))
+    assert "EASE, recency" in run.baselines(split)
+    assert "left out" not in capsys.readouterr().out
+    monkeypatch.setattr(first_minute, "_MOST_MOVIES", 20)
+    assert "EASE" not in run.baselines(split)
+    assert "item kNN and EASE are left out: 200 items" in capsys.readouterr().out
 
 
 def test_what_is_recorded_is_saved(run, capsys):

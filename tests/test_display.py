@@ -74,6 +74,25 @@ def test_in_a_notebook_figures_and_tables_are_displayed(shown, folder, capsys):
     assert not folder.exists()
 
 
+def test_what_a_table_holds_is_neither_markup_nor_mathematics(shown):
+    title = "<img src=x onerror=alert(1)> for $5 or $6"
+    frame = pd.DataFrame({title: [title]}, index=pd.Index([title], name=title))
+    display.show_table(frame, caption=title, number=1)
+    page = shown[0].to_html()
+    assert "<img" not in page
+    assert page.count("&lt;img src=x onerror=alert(1)&gt; for $5 or $6") == 5
+    assert 'class="tex2jax_ignore mathjax_ignore"' in page  # MathJax leaves it alone
+
+
+def test_a_price_in_a_figure_stays_one_and_a_formula_a_formula(folder):
+    figure = line()
+    price = figure.axes[0].set_title("From $5 to $6, _or_ ^^ $")
+    formula = figure.axes[0].set_xlabel(r"$\alpha$")
+    display.show(figure, "prices")
+    assert (price.get_parse_math(), formula.get_parse_math()) == (False, True)
+    assert (folder / "figures" / "prices.svg").is_file()
+
+
 def test_in_a_notebook_figures_are_vectors(shown, monkeypatch):
     import matplotlib_inline.backend_inline as backend
 

@@ -153,6 +153,21 @@ def test_outside_a_checkout_the_folder_is_beside_the_reader(tmp_path, monkeypatc
     assert results.relative(results.folder() / "toy.json").as_posix() == "results/toy.json"
 
 
+def test_what_ran_on_an_own_table_lies_apart(checkout, monkeypatch):
+    results.write(RECORD, checkout / "results" / "ranking.json")
+    monkeypatch.setenv("RECTUTOR_DATA", "somewhere/loans.csv.gz")
+    assert results.folder() == checkout / "_build" / "results" / "own" / "loans"
+    results.write(changed(["seed"], 7), results.folder() / "ranking.json")
+    assert [record["seed"] for record in results.read_all().values()] == [7]
+    shown = results.relative(results.folder() / "ranking.json").as_posix()
+    assert shown == "_build/results/own/loans/ranking.json"
+    monkeypatch.setenv("RECTUTOR_RESULTS", str(checkout.parent / "mine"))
+    shown = results.relative(results.folder() / "ranking.json").as_posix()
+    assert shown == "mine/own/loans/ranking.json"
+    monkeypatch.setenv("RECTUTOR_DATA", "")
+    assert results.folder() == checkout.parent / "mine"
+
+
 def test_messages_name_no_place_of_the_machine(checkout, monkeypatch):
     assert results.relative(results.folder() / "a.json").as_posix() == "_build/results/a.json"
     monkeypatch.setenv("RECTUTOR_RESULTS", str(checkout.parent / "mine"))

@@ -1,0 +1,115 @@
+"""The first minute with a table: what it holds, what counting reaches, what is worth running."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rectutor import data, evaluation, first_minute
+from rectutor.__main__ import main
+from rectutor.baselines import standard_baselines
+from rectutor.splits import leave_one_out
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write made-up interactions, changed by a function, and give the file's path."""
+
+    def write(change=lambda frame: frame):
+        made = data.synthetic(60, 50, 1500, seed=1).ratings
+        columns = {"user_id": "user", "movie_id": "item"}
+        frame = made.drop(columns=["original_user_id", "original_movie_id"])
+        change(frame.rename(columns=columns)).to_csv(tmp_path / "mine.csv", index=False)
+        return str(tmp_path / "mine.csv")
+
+    return write
+
+
+def test_the_report_has_the_figures_of_the_book_and_says_what_to_run(table, capsys):
+    file = table()
+    found = first_minute.report(file).to_frame()
+    split = leave_one_out(
+        data.from_dataframe(
+            pd.read_csv(file), user="user", item="item", rating="rating", timestamp="timestamp"
+        )
+    )
+    for name, baseline in standard_baselines(split).items():
+        assert found.loc[name, "NDCG@10"] == evaluation.evaluate(baseline, split).ndcg
+    out = capsys.readouterr().out
+    assert "1,500 interactions of 60 users with 50 items" in out
+    assert re.search(r"EASE, recency +0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] +0\.\d{3} \[", out)
+    assert re.search(r"order (matters|is not seen to matter): on validation kNN's NDCG@10", out)
+    assert re.search("worth running first: (sasrec|retrieval); also possible: .*ranking", out)
+    assert f"RECTUTOR_DATA={file} python notebooks/NAME.py" in out
+
+
+def test_what_a_table_lacks_is_said_for_each_chapter(table, capsys):
+    first_minute.report(table(lambda frame: frame[["user", "item"]]))
+    out = capsys.readouterr().out
+    assert "there are no times; the order of the rows stands for them" in out
+    assert "sasrec needs timestamps" in out
+    assert "multi_task needs ratings and timestamps" in out
+    assert "worth running" not in out
+    first_minute.report(table(lambda frame: frame[frame["item"] < 15]))
+    assert "retrieval needs 10 users and 40 items" in capsys.readouterr().out
+
+
+def test_where_people_buy_again_their_own_history_is_a_baseline(table, capsys):
+    def again(frame):
+        frame["item"] = frame["item"] % 3 + 5 * (frame["user"] % 9)
+        return frame
+
+    found = first_minute.report(table(again)).to_frame()["HR@10"]
+    assert found["own history, counted"] == found.max() > 0.9
+    out = capsys.readouterr().out
+    assert "repeat a user and an item" in out
+    assert "here what a user has had may be recommended again" in out
+
+
+def test_the_own_history_is_counted_and_the_latest_is_ahead_of_equals():
+    frame = pd.DataFrame({"user": [1] * 6, "item": list("bacabd")})
+    split = leave_one_out(data.from_dataframe(frame, user="user", item="item"))
+    scores = first_minute.own_history(split.num_movies)(evaluation.queries_for(split))
+    assert scores.shape == (1, 5)
+    assert np.argsort(-scores[0]).tolist() == [2, 1, 3, 0, 4]
+
+
+def test_too_many_items_leave_the_matrices_out_in_words(table, monkeypatch, capsys):
+    monkeypatch.setattr(first_minute, "_MOST_MOVIES", 20)
+    found = first_minute.report(table())
+    assert list(found.evaluations) == ["popularity", "ALS"]
+    assert "item kNN and EASE are left out: 50 items make" in capsys.readouterr().out
+    split = leave_one_out(data.synthetic(60, 50, 1500, seed=1))
+    assert list(first_minute.affordable_baselines(split)[0]) == ["popularity", "ALS"]
+    monkeypatch.undo()
+    fitted, left_out = first_minute.affordable_baselines(split)
+    assert (len(fitted), left_out) == (5, "")
+    monkeypatch.setattr(first_minute, "_memory", lambda: 1e5)
+    assert "left out" in first_minute.affordable_baselines(split)[1]
+
+
+def test_a_table_too_thin_to_ask_says_so(table, capsys):
+    assert first_minute.report(table(lambda frame: frame.drop_duplicates("user"))) is None
+    assert "no user has three interactions" in capsys.readouterr().out
+
+
+def test_the_command_prints_the_report_or_one_line_of_what_is_wrong(table, tmp_path, capsys):
+    main([table()])
+    assert "worth running first" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "nothing.csv")])
+    assert ended.value.code == 2
+    assert re.fullmatch(r"RECTUTOR_DATA: .* is no file; .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", first_minute.NEEDS)
+def test_the_needs_are_those_of_the_chapters(name):
+    needs, users, movies = first_minute.NEEDS[name]
+    text = (ROOT / "notebooks" / f"{name}.py").read_text("utf-8")
+    for least, value in (("min_users", users), ("min_movies", movies)):
+        assert re.search(rf'{least}"?[=:] ?{value}\b', text)
+    assert re.search(r"needs\W+(needs\W+)?" + r"\W+".join(needs) + r'"', text)
