@@ -42,7 +42,7 @@ import pandas as pd
 from keras import ops
 
 from rectutor import PADDING_ID, chapter
-from rectutor.baselines import EASE, Mixture, standard_baselines
+from rectutor.baselines import EASE, Mixture
 from rectutor.evaluation import Trained, compare, evaluate, queries_for
 from rectutor.sequences import histories, sliding_windows, training_windows
 from rectutor.splits import leave_one_out
@@ -81,7 +81,7 @@ settings = run.settings(**SETTINGS)
 
 # %%
 enough = {"needs": ("timestamps",), "min_users": 20, "min_movies": 20}
-data = run.load_data(settings.data, **enough)
+data = run.load_data(settings.data, on_five_stars=True, **enough)
 split = leave_one_out(data)
 print(split)
 
@@ -683,7 +683,7 @@ ours = {"GRU4Rec made right": from_final, "GRU4Rec + EASE, recency": both}
 for name, recommender in ours.items():
     asked = name, recommender, split, "made right", best.history[-1]["seconds"]
     results[name] = run.test(*asked)
-for name, baseline in standard_baselines(split).items():
+for name, baseline in run.baselines(split).items():
     results[name] = run.test(name, baseline, split, recipe="baseline")
 comparison = compare(results)
 run.show_table(comparison)

@@ -107,7 +107,7 @@ settings = run.settings(**SETTINGS)
 
 # %%
 needs = {"needs": ("timestamps",), "min_users": 20, "min_movies": 20}
-data = run.load_data(settings.data, **needs)
+data = run.load_data(settings.data, on_five_stars=True, **needs)
 split = leave_one_out(data)
 print(split)
 unrated = data.num_movies - data.ratings["movie_id"].nunique()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # nothing a test does may touch the reader's own cache, results or environment choices
-for name in ("RECTUTOR_DATA", "RECTUTOR_PROFILE", "RECTUTOR_STRICT"):
+for name in ("RECTUTOR_COLUMNS", "RECTUTOR_DATA", "RECTUTOR_PROFILE", "RECTUTOR_STRICT"):
     os.environ.pop(name, None)
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -223,6 +223,13 @@ class TestWhatDecides:
         append(table, "1,2\n")
         assert not book.is_current("one")
 
+    def test_results_of_an_own_table_are_looked_for_in_its_folder(self, tree, monkeypatch):
+        assert book.measured_file("one") == tree / "_build" / "results" / "one.json"
+        monkeypatch.setenv("RECTUTOR_DATA", "some/where/loans.csv")
+        assert (
+            book.measured_file("one") == tree / "_build" / "results" / "own" / "loans" / "one.json"
+        )
+
     def test_the_libraries_are_the_pinned_ones_that_are_installed(self, tree):
         assert re.fullmatch(rb"jax==[\w.]+\nkeras==[\w.]+", book.libraries())
 

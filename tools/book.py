@@ -53,7 +53,13 @@ RESULTS = ROOT / "results"
 BUILD = ROOT / "_build"
 
 #: What decides a chapter's outputs besides source, package, libraries and data.
-ENVIRONMENT = ("KERAS_BACKEND", "RECTUTOR_DATA", "RECTUTOR_PROFILE", "RECTUTOR_SEED")
+ENVIRONMENT = (
+    "KERAS_BACKEND",
+    "RECTUTOR_COLUMNS",
+    "RECTUTOR_DATA",
+    "RECTUTOR_PROFILE",
+    "RECTUTOR_SEED",
+)
 
 #: What names the edition in a chapter and in the package, and changes nothing that they compute.
 EDITION = re.compile(rb'git\+https://[^"\s]+|(?<=^__version__ = )".*"', re.MULTILINE)
@@ -204,7 +210,7 @@ def digest(name: str) -> str:
     """What the chapter's outputs depend on, in one hash."""
     files = [NOTEBOOKS / f"{name}.py", *package_files()]
     if registry()[name].get("reads"):
-        fresh = {other: BUILD / "results" / f"{other}.json" for other in models()}
+        fresh = {other: measured_file(other) for other in models()}
         files += [path if path.is_file() else RESULTS / path.name for path in fresh.values()]
     own = os.environ.get("RECTUTOR_DATA")
     if own:
@@ -226,9 +232,16 @@ def stamp(name: str) -> dict[str, Any]:
         return {}
 
 
+def measured_file(name: str) -> Path:
+    """Where a chapter's results lie when it has run here; see `rectutor.results.folder`."""
+    own = os.environ.get("RECTUTOR_DATA")
+    folder = BUILD / "results"
+    return (folder / "own" / results.own_name(own) if own else folder) / f"{name}.json"
+
+
 def results_hash(name: str) -> str:
     """Tells one results file of this build from another; empty where there is none."""
-    file = BUILD / "results" / f"{name}.json"
+    file = measured_file(name)
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
@@ -440,7 +453,7 @@ def stage() -> Path:
             text = write(read_source(name)).encode()
         wanted[source / "notebooks" / f"{name}.ipynb"] = text
         wanted[source / "notebooks" / f"{name}.py"] = (NOTEBOOKS / f"{name}.py").read_bytes()
-        measured = (BUILD / "results" if current else RESULTS) / f"{name}.json"
+        measured = measured_file(name) if current else RESULTS / f"{name}.json"
         if measured.is_file():
             wanted[source / "results" / measured.name] = measured.read_bytes()
     times = {name: cell_seconds(name) for name in chapters()}
@@ -509,7 +522,7 @@ def why_not(name: str) -> str:
     if entry.get("reads"):
         return ""
     try:
-        measured = results.read(BUILD / "results" / f"{name}.json")
+        measured = results.read(measured_file(name))
     except (OSError, ValueError) as error:
         return f"is incomplete: {error}"
     data = measured["data"]
@@ -532,7 +545,7 @@ def record() -> None:
         raise ChapterError("\n       ".join(["nothing was recorded", *reasons]))
     for name in registry():
         write_text(executed_notebook(name), NOTEBOOKS / f"{name}.ipynb")
-        measured = BUILD / "results" / f"{name}.json"
+        measured = measured_file(name)
         if name in models():
             write_text(measured.read_text(encoding="utf-8"), RESULTS / measured.name)
     lines = [f'"{name}": {json.dumps(stamp(name)["cells"])}' for name in registry()]
