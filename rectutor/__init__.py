@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 PADDING_ID = 0
 
 _SUBMODULES = (
+    "artefact",
     "baselines",
     "batches",
     "chapter",
