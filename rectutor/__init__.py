@@ -20,10 +20,12 @@ _SUBMODULES = (
     "data",
     "display",
     "evaluation",
+    "load",
     "own_table",
     "ratings",
     "results",
     "sequences",
+    "serve",
     "splits",
     "training",
 )

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 #: What an id may be. All ids of a catalogue are of one kind.
 Id = int | str
+
+#: How the first retriever looks for movies: all of them, or by the index.
+Search = Literal["exact", "index"]
 
 #: Raised whenever an older reader could no longer read what is written.
 FORMAT = 1
@@ -234,12 +237,13 @@ class Service:
     Attributes:
         id: the version's, which its contents decide.
         manifest: what `write` was told, with hashes and versions.
+        num_movies: V, the size of the catalogue.
         searches: `"exact"` or `"index"`, how the first retriever looks for movies.
         max_k: the most movies that can be asked for.
     """
 
     def __init__(
-        self, manifest: Mapping[str, Any], contents: Mapping[str, bytes], search: str | None
+        self, manifest: Mapping[str, Any], contents: Mapping[str, bytes], search: Search | None
     ) -> None:
         self.id: str = manifest["id"]
         self.manifest = manifest
@@ -247,7 +251,7 @@ class Service:
         self._decay: float | None = manifest["decay"]
         self.max_k: int = manifest["candidates"]
         self._read_catalogue(json.loads(contents["catalogue.json"]))
-        size = len(self._ids)
+        size = self.num_movies + 1
         if not 1 <= self.max_k < size or self._context < 1:
             raise ArtefactError(
                 f"candidates is {self.max_k} and context is {self._context}; give from 1 to"
@@ -263,11 +267,11 @@ class Service:
         self._index = _index(contents["index.faiss"], self._items)
         self._encoder = _session(contents, "encoder.onnx", "history", "tensor(int32)")
         self._ranker = _session(contents, "ranker.onnx", "features", "tensor(float)")
-        self.searches = search or ("exact" if size <= EXACT_UP_TO else "index")
+        self.searches: Search = search or ("exact" if size <= EXACT_UP_TO else "index")
         self._check_trial()
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], search: str | None = None) -> Service:
+    def load(cls, folder: str | os.PathLike[str], search: Search | None = None) -> Service:
         """Read and verify the current version, or the one whose own folder is given.
 
         Args:
@@ -378,7 +382,7 @@ class Service:
         history: np.ndarray,
         count: int,
         exclude: np.ndarray | None = None,
-        search: str | None = None,
+        search: Search | None = None,
     ) -> Candidates:
         """The first stage: both retrievers' best unseen movies, in turns, until there are `count`.
 
@@ -413,11 +417,9 @@ class Service:
 
     def _search(self, state: np.ndarray, seen: np.ndarray, count: int) -> np.ndarray:
         """The same as `_best`, by the index: as many more as have been seen, and those dropped."""
-        wanted = min(count + len(np.unique(seen)), len(self._ids) - 1)
-        found: np.ndarray = (
-            self._index.search(state[None], wanted)[1][0] + 1
-        )  # FAISS says -1 for "no more"
-        found = found[(found > 0) & ~np.isin(found, seen)]
+        wanted = min(count + len(np.unique(seen)), self.num_movies)
+        found: np.ndarray = self._index.search(state[None], wanted)[1][0] + 1
+        found = found[(found > 0) & ~np.isin(found, seen)]  # FAISS says -1 for "no more"
         return found[:count]
 
     def _read_catalogue(self, columns: Mapping[str, list[Any]]) -> None:
@@ -431,6 +433,7 @@ class Service:
             )
         if not all(isinstance(title, str) for title in titles):
             raise ArtefactError("the catalogue has titles that are no strings; give each movie one")
+        self.num_movies = len(ids)
         self._ids: list[Id] = [kinds.pop()(), *ids]
         self._titles: list[str] = ["", *titles]
         self._counts = np.array([0, *counts], np.float32)
