@@ -238,6 +238,9 @@ class Service:
         id: the version's, which its contents decide.
         manifest: what `write` was told, with hashes and versions.
         num_movies: V, the size of the catalogue.
+        ids: `V + 1` by number; the first is none.
+        titles: the same.
+        counts: `(V + 1,)` float32, the interactions of each.
         searches: `"exact"` or `"index"`, how the first retriever looks for movies.
         max_k: the most movies that can be asked for.
     """
@@ -335,14 +338,14 @@ class Service:
         hidden = self.numbers(list(exclude), "exclude")
         if watched.size == 0:
             movies = self._popular[~np.isin(self._popular, hidden)][:k]
-            scores = self._counts[movies]
+            scores = self.counts[movies]
         else:
             found = self.retrieve(watched, self.max_k, hidden)
             scores = self.rank(found)
             best = np.argsort(-scores, kind="stable")[:k]
             movies, scores = found.movies[best], scores[best]
         return [
-            Recommendation(self._ids[movie], self._titles[movie], score)
+            Recommendation(self.ids[movie], self.titles[movie], score)
             for movie, score in zip(movies.tolist(), scores.tolist(), strict=True)
         ]
 
@@ -407,7 +410,7 @@ class Service:
         """The second stage: `(K,)` scores of the candidates."""
         if found.movies.size == 0:
             return np.zeros(0, np.float32)
-        told = features(found.model_scores, found.neighbour_scores, self._counts[found.movies])
+        told = features(found.model_scores, found.neighbour_scores, self.counts[found.movies])
         scores: np.ndarray = self._ranker.run(None, {"features": told[None]})[0][0]
         return scores
 
@@ -434,13 +437,13 @@ class Service:
         if not all(isinstance(title, str) for title in titles):
             raise ArtefactError("the catalogue has titles that are no strings; give each movie one")
         self.num_movies = len(ids)
-        self._ids: list[Id] = [kinds.pop()(), *ids]
-        self._titles: list[str] = ["", *titles]
-        self._counts = np.array([0, *counts], np.float32)
-        if not (np.isfinite(self._counts).all() and (self._counts >= 0).all()):
+        self.ids: list[Id] = [kinds.pop()(), *ids]
+        self.titles: list[str] = ["", *titles]
+        self.counts = np.array([0, *counts], np.float32)
+        if not (np.isfinite(self.counts).all() and (self.counts >= 0).all()):
             raise ArtefactError("the catalogue has counts that are negative or missing; give each")
         self._numbers = {movie: number for number, movie in enumerate(ids, 1)}
-        self._popular = np.argsort(-self._counts[1:], kind="stable").astype(np.int32) + 1
+        self._popular = np.argsort(-self.counts[1:], kind="stable").astype(np.int32) + 1
 
     def _check_trial(self) -> None:
         """Do the models fit each other, and answer what they answered when they were written?"""
