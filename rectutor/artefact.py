@@ -44,7 +44,7 @@ FORMAT = 1
 FEATURES = ("model score", "neighbour score", "model rank", "neighbour rank", "popularity")
 
 #: Catalogues up to here are searched exactly: one product takes less than a search of the index.
-EXACT_UP_TO = 20_000
+EXACT_UP_TO = 10_000
 
 _FILES = (
     "encoder.onnx",

@@ -47,6 +47,10 @@ def ranker(weights):
     )
 
 
+def ranker_weights(seed=0):
+    return np.random.default_rng([seed, 1]).standard_normal(len(artefact.FEATURES))
+
+
 def parts(seed=0, size=SIZE, width=WIDTH):
     """What `artefact.write` takes; ids are 10, 20, 30 and so on."""
     rng = np.random.default_rng(seed)
@@ -59,7 +63,7 @@ def parts(seed=0, size=SIZE, width=WIDTH):
         "items": items,
         "neighbours": neighbours,
         "decay": 3.0,
-        "ranker": ranker(rng.standard_normal(len(artefact.FEATURES))),
+        "ranker": ranker(ranker_weights(seed)),
         "catalogue": pd.DataFrame(
             {
                 "id": 10 * numbers,
