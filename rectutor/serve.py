@@ -228,7 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     host, port = listener.getsockname()[:2]
     print(f"serving on http://{host}:{port} (its page: /docs)", flush=True)
     config = uvicorn.Config(app, log_level="warning", access_log=False)
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # Ctrl-C, once every request has its answer
+        uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 
