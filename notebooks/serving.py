@@ -169,7 +169,8 @@ class NextMovie(keras.Model):
 
     def __init__(self, num_movies, context, width, units, dropout):
         history = keras.Input((context,), dtype="int32", name="history")
-        movies = layers.ReversibleEmbedding(num_movies + 1, width, mask_zero=True)
+        size = num_movies + 1
+        movies = layers.ReversibleEmbedding(size, width, mask_zero=True)
         x = layers.Dropout(dropout)(movies(history))  # (B, L, d)
         x = layers.GRU(units, return_sequences=True)(x)
         states = layers.Dense(width)(x)
@@ -200,7 +201,8 @@ def fit(model, histories, settings, epochs, falls=True, **more):
         rate = keras.optimizers.schedules.CosineDecay(
             settings.rate, math.ceil(steps) * epochs, alpha=0.02
         )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=PADDING_ID)
+    how = {"from_logits": True, "ignore_class": PADDING_ID}
+    loss = keras.losses.SparseCategoricalCrossentropy(**how)
     model.compile(keras.optimizers.Adam(rate), loss)
     how = {"batch_size": settings.batch, "epochs": epochs, "verbose": 0}
     model.fit(windows, following, **how, **more)
@@ -290,23 +292,25 @@ def examples(first, second, split, counts, depth, rng=None):
     told, labels = [], []
     for on in ("validation", "test"):
         queries, targets = queries_for(split, on), target_movies(split, on)
-        movies, *scores = retrieve(first, second, queries, split.num_movies)
-        order = np.broadcast_to(np.arange(movies.shape[1]), movies.shape)
+        found = retrieve(first, second, queries, split.num_movies)
+        hits = found[0] == targets[:, None]
+        order = np.broadcast_to(np.arange(hits.shape[1]), hits.shape)
         if rng is not None:
-            lots = rng.random(movies.shape)
+            lots = rng.random(hits.shape)
             num_unseen = split.num_movies - queries.lengths
             lots[order >= num_unseen[:, None]] = np.inf
-            lots[movies == targets[:, None]] = -1.0
+            lots[hits] = -1.0
             order = np.argsort(lots, axis=1)
         order = order[:, :depth]
-        movies, *scores = (np.take_along_axis(each, order, axis=1) for each in (movies, *scores))
+        movies, *scores = (np.take_along_axis(a, order, 1) for a in found)
         hits = movies == targets[:, None]
-        found = hits.any(axis=1)
-        told.append(artefact.features(*scores, counts[movies])[found])
-        labels.append(hits.argmax(axis=1)[found])
+        has = hits.any(axis=1)
+        told.append(artefact.features(*scores, counts[movies])[has])
+        labels.append(hits.argmax(axis=1)[has])
     return np.concatenate(told), np.concatenate(labels)
 
 
+# %%
 def train_ranker(told, labels, epochs, seed):
     """A network from features `(B, K, 5)` to scores `(B, K)`."""
     keras.utils.set_random_seed(seed)
@@ -698,12 +702,12 @@ def of_service(service, depth, search):
     return recommender
 
 
-def variant(search="exact", depth=depth, **changes):
+def variant(search="exact", first=None, **changes):
     """NDCG@10 on test of an artefact with other parts."""
     with tempfile.TemporaryDirectory() as folder:
         artefact.write(folder, **parts | changes)
         service = artefact.Service.load(folder)
-    asked = Trained(of_service(service, depth, search), learned)
+    asked = Trained(of_service(service, first or depth, search), learned)
     return evaluate(asked, split, num_resamples=1)
 
 
@@ -717,8 +721,8 @@ steps = {
     f"ONNX, index {kind}": variant("index"),
     "ONNX, items in int8": variant("index", **sq8),
     "ONNX, models in int8": variant(**int8),
-    f"ONNX, first {few} candidates": variant(depth=few),
-    f"ONNX, first {fewer} candidates": variant(depth=fewer),
+    f"ONNX, first {few} candidates": variant(first=few),
+    f"ONNX, first {fewer} candidates": variant(first=fewer),
     "all of it": variant("index", few, **sq8, **int8),
 }
 budget, rows = compare(steps), []
@@ -903,10 +907,10 @@ run.show(fig, "picture")
 
 # %% tags=["nbval-check-output"]
 toy = Split(*[pd.DataFrame({"user_id": [1], "movie_id": [5]})] * 3, 1, 5)
-nobody = queries_for(toy, user_ids=[0])
+somebody = queries_for(toy, user_ids=[1])
 scores = np.array([[0, 3, 2, 1, 0, 0]]), np.array([[0, 1, 0, 3, 2, 0]])
 first, second = (lambda queries, s=s: s.astype(float) for s in scores)
-print(retrieve(first, second, nobody, 4)[0])
+print(retrieve(first, second, somebody, 4)[0])
 
 # %% [markdown]
 # :::{solution-end}

@@ -7,12 +7,13 @@ import numpy as np
 import onnxruntime
 import pytest
 from chapters import NOTEBOOKS, definitions
+from keras import ops
 from scipy.special import logsumexp
 
 from rectutor import PADDING_ID, artefact
 from rectutor.baselines import EASE, Popularity
 from rectutor.data import synthetic
-from rectutor.evaluation import evaluate, queries_for
+from rectutor.evaluation import Queries, evaluate, queries_for
 from rectutor.splits import leave_one_out
 
 CHAPTER = definitions("serving")
@@ -46,16 +47,16 @@ def windows(rows=5, seed=0):
 class TestSequenceModel:
     def test_a_later_movie_changes_no_earlier_score(self, model):
         ids = windows()
-        before = np.array(model(ids))
+        before = ops.convert_to_numpy(model(ids))
         changed = ids.copy()
         changed[:, 4] = changed[:, 4] % NUM_MOVIES + 1
-        after = np.array(model(changed))
+        after = ops.convert_to_numpy(model(changed))
         np.testing.assert_array_equal(after[:, :4], before[:, :4])
         assert np.abs(after[:, 4] - before[:, 4]).max() > 1e-6
 
     def test_scores_are_inner_products_of_the_state_and_the_items(self, model, split):
         queries = queries_for(split)
-        last = np.array(model(queries.last(SETTINGS.context)))[:, -1]
+        last = ops.convert_to_numpy(model(queries.last(SETTINGS.context)))[:, -1]
         np.testing.assert_allclose(CHAPTER.recommender_of(model)(queries), last, atol=1e-5)
 
     def test_padding_before_the_movies_changes_nothing(self, model):
@@ -65,7 +66,9 @@ class TestSequenceModel:
         longer.set_weights(model.get_weights())
         padded = np.pad(ids, ((0, 0), (4, 0)))
         np.testing.assert_allclose(
-            np.array(longer.encoder(padded)), np.array(model.encoder(ids)), atol=1e-6
+            ops.convert_to_numpy(longer.encoder(padded)),
+            ops.convert_to_numpy(model.encoder(ids)),
+            atol=1e-6,
         )
 
     def test_the_loss_is_a_softmax_over_the_catalogue_at_every_real_position(self, split):
@@ -74,7 +77,7 @@ class TestSequenceModel:
         CHAPTER.fit(model, split.histories(before="validation"), SETTINGS, epochs=1)
         inputs, targets = windows(), windows(seed=1)
         inputs[1, :4] = targets[1, :4] = PADDING_ID
-        logits = np.array(model(inputs), float)
+        logits = ops.convert_to_numpy(model(inputs)).astype(float)
         log_p = logits - logsumexp(logits, axis=-1, keepdims=True)
         rows, places = np.nonzero(targets)
         expected = -log_p[rows, places, targets[rows, places]].mean()
@@ -84,7 +87,7 @@ class TestSequenceModel:
 
 class TestFirstStage:
     def test_the_lists_are_taken_in_turns(self, split):
-        nobody = queries_for(split, user_ids=[0])
+        nobody = Queries(np.array([0]), split.histories())
         first, second = np.zeros((2, NUM_MOVIES + 1))
         first[[1, 2, 3]], second[[3, 4, 1]] = (9, 8, 7), (9, 8, 7)
         found, *scores = CHAPTER.retrieve(scores_of(first), scores_of(second), nobody, 4)
@@ -167,7 +170,7 @@ class TestWhole:
         counts = CHAPTER.popularity_of(split.train, NUM_MOVIES)
         ease = EASE(tau=3.0).fit(split)
         whole = CHAPTER.two_stages(ease, ease, None, counts, 15)
-        np.testing.assert_array_equal(whole(queries_for(split, user_ids=[0]))[0], counts)
+        np.testing.assert_array_equal(whole(Queries(np.array([0]), split.histories()))[0], counts)
 
     def test_newcomers_are_asked_for_what_follows_and_trained_on_nowhere(self, split):
         steps = CHAPTER.first_steps(split, [10, 20], 3, num_asked=4)
@@ -195,12 +198,12 @@ class TestExport:
         ids[0, :4] = PADDING_ID
         blob = CHAPTER.exported(model.encoder)
         np.testing.assert_allclose(
-            self.answers(blob, history=ids), np.array(model.encoder(ids)), atol=1e-5
+            self.answers(blob, history=ids), ops.convert_to_numpy(model.encoder(ids)), atol=1e-5
         )
         smaller = CHAPTER.in_int8(blob)
         assert len(smaller) < len(blob)
         found = self.answers(smaller, history=ids)
-        np.testing.assert_allclose(found, np.array(model.encoder(ids)), atol=0.05)
+        np.testing.assert_allclose(found, ops.convert_to_numpy(model.encoder(ids)), atol=0.05)
 
     def test_a_ranker_takes_any_number_of_candidates(self):
         told = np.random.default_rng(0).normal(size=(20, 12, 5)).astype("float32")
@@ -209,7 +212,7 @@ class TestExport:
         for depth in (1, 12, 33):
             given = told[:1, np.arange(depth) % 12]
             np.testing.assert_allclose(
-                self.answers(blob, features=given), np.array(ranker(given)), atol=1e-5
+                self.answers(blob, features=given), ops.convert_to_numpy(ranker(given)), atol=1e-5
             )
 
 
