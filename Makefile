@@ -47,7 +47,7 @@ chapter: setup  ## execute one chapter: make chapter NAME=ranking
 	@$(PY) -m tools.book run --force $(or $(NAME),$(error say which: make chapter NAME=ranking))
 
 serve: setup  ## serve what `make book` left to serve: make serve [PORT=8000]
-	@$(PY) -m rectutor.serve _build/results/artefact --port $(PORT)
+	@$(PY) -m rectutor.serve _build/results/serving --port $(PORT)
 
 record: setup  ## take what `make book` executed over: notebooks, results, README, pages
 	@$(PY) -m tools.book record
