@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 NAME ?=
+PORT ?= 8000
 PY := $(VENV)/bin/python
 TEST_RESULTS := $(CURDIR)/_build/test-results
 ifeq ($(OS),Windows_NT)  # in Git's bash
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export GLIBC_TUNABLES = glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test book html chapter record scripts check test lint unit notebooks pages \
+.PHONY: help setup setup-test book html chapter serve record scripts check test lint unit notebooks pages \
 	missing backends notebooks-only bench bench-peers study test-nightly mutation linkcheck \
 	audit repository edition development edition-check lock clean
 
@@ -44,6 +45,9 @@ html: setup  ## render the book without executing anything
 
 chapter: setup  ## execute one chapter: make chapter NAME=ranking
 	@$(PY) -m tools.book run --force $(or $(NAME),$(error say which: make chapter NAME=ranking))
+
+serve: setup  ## serve what `make book` left to serve: make serve [PORT=8000]
+	@$(PY) -m rectutor.serve _build/results/serving --port $(PORT)
 
 record: setup  ## take what `make book` executed over: notebooks, results, README, pages
 	@$(PY) -m tools.book record

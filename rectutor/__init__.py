@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 PADDING_ID = 0
 
 _SUBMODULES = (
+    "artefact",
     "baselines",
     "batches",
     "chapter",
@@ -20,10 +21,12 @@ _SUBMODULES = (
     "display",
     "evaluation",
     "first_minute",
+    "load",
     "own_table",
     "ratings",
     "results",
     "sequences",
+    "serve",
     "splits",
     "training",
 )

@@ -28,7 +28,7 @@ from tools import book
 
 RAW = book.RESULTS / "study"
 #: Modules with jobs; each is `study/NAME.py`.
-MODULES = ("baselines", "ranking", "retrieval", "gru4rec", "sasrec", "multi_task")
+MODULES = ("baselines", "ranking", "retrieval", "gru4rec", "sasrec", "multi_task", "serving")
 #: Modules of the package that decide a figure. A job is stale when one of them changes.
 MATTER = (
     "baselines",

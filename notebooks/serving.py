@@ -1,0 +1,994 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Serving: two stages, one folder, and an answer over HTTP
+#
+# After this chapter you will be able to
+#
+# - put two retrievers and a ranker together, and measure each stage by itself and the whole;
+# - train a ranker on what the retrievers really find, and without a look at the answers;
+# - say what each step from a notebook to a service costs in quality;
+# - pack models, index and catalogue into one folder that is verified when it is read;
+# - serve it without Keras, and compare its speed with arithmetic.
+#
+# A service answers in four steps. *Retrieve*: each of two fast models names some hundred
+# {term}`candidates <candidate>` of the whole {term}`catalogue`. *Filter*: what the user has seen goes. *Rank*: a
+# slower model, which is told more, sorts the few that are left. *Answer*: the first ten, with their titles. Covington et al.
+# describe YouTube's two stages {cite}`covington2016`; the
+# [Keras Recommenders examples](https://keras.io/keras_rs/examples/) {cite}`sharma2025keras` have one for each stage and
+# end where this chapter begins. Its picture, with measured times, stands [near the end](serving-picture).
+
+# %% tags=["bootstrap", "hide-cell"]
+import importlib.util
+import os
+import subprocess
+import sys
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
+if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
+    package = "rectutor @ git+https://github.com/rectutor/rectutor@main"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+# %% [markdown]
+# The service has needs of its own; a notebook that stands alone, as in Colab, gets them here.
+
+# %% tags=["hide-cell"]
+needs = ["faiss-cpu", "fastapi", "jax2onnx", "onnxruntime", "psutil"]
+needs += ["usearch", "uvicorn"]
+modules = [name.replace("-cpu", "") for name in needs]
+if not all(map(importlib.util.find_spec, modules)):
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, *needs], check=True)
+
+# %%
+import logging
+import math
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import faiss
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import onnxruntime
+import pandas as pd
+import requests
+import usearch.index
+from keras import layers, ops
+from onnxruntime.quantization import quantize_dynamic
+
+from rectutor import PADDING_ID, artefact, chapter, load, results
+from rectutor.baselines import EASE, Popularity
+from rectutor.evaluation import Trained, compare, evaluate, queries_for
+from rectutor.sequences import training_windows
+from rectutor.splits import Split, leave_one_out
+from rectutor.training import EpochLog
+
+logging.disable(logging.WARNING)  # the export's remarks
+onnxruntime.set_default_logger_severity(3)
+faiss.omp_set_num_threads(1)  # a query is too small to share
+run = chapter.start("serving")
+
+# %% [markdown]
+# Everything a profile changes is in this cell; a triple is for a laptop, for MovieLens 1M on a GPU, and for the tests.
+
+# %%
+SETTINGS = dict(
+    #     quick, full, smoke
+    data=("100k", "1m", "synthetic"),
+    # the sequence model
+    context=(50, 100, 10),  # movies it reads
+    width=(64, 128, 16),  # of a movie's vector
+    units=(128, 256, 16),  # of the GRU
+    dropout=(0.4, 0.2, 0.4),
+    rate=0.005,
+    batch=64,
+    epochs=(8, 30, 1),
+    # EASE, as on all pages
+    regularization=1000.0,
+    tau=3.0,
+    # the ranker
+    depths=((20, 50, 100, 200), (20, 50, 100, 200), (20, 40)),  # candidates
+    recall_at=((50, 100, 500), (50, 100, 500), (10, 20, 50)),
+    ranker_epochs=(20, 20, 2),
+    # the load
+    seconds=(3.0, 3.0, 0.5),  # for each row of the table
+)
+settings = run.settings(**SETTINGS)
+
+# %% [markdown]
+# ## Two stages
+#
+# ### Who may learn from what
+#
+# A ranker learns which of the retrieved candidates was really watched next. If its retrievers were fitted on that very
+# movie, they put it near the top, and the ranker learns to trust them more than they deserve. So time is cut three times:
+#
+# 1. the retrievers are fitted on the training part but for each user's last two movies, and the *ranker* learns from those two;
+# 2. the retrievers learn the two as well, and *validation* chooses how many candidates the ranker gets;
+# 3. they learn the validation movie as well, and *test* is asked, once.
+#
+# Every tenth user is kept out of the first two: they are the newcomers of the cold start below.
+
+# %%
+data = run.load_data(
+    settings.data,
+    needs=("timestamps",),
+    min_users=50,
+    min_movies=50,
+)
+split = leave_one_out(data)
+
+
+def without(split, user_ids):
+    """The same split, its training part without some users."""
+    kept = ~split.train["user_id"].isin(user_ids)
+    return replace(split, train=split.train[kept], order=None)
+
+
+newcomers = np.arange(10, data.num_users + 1, 10)
+known = without(split, newcomers)
+sizes = {"num_users": data.num_users, "num_movies": data.num_movies}
+earlier = leave_one_out(known.train, **sizes)
+print("1.", earlier)
+print("2.", known)
+print("3.", split)
+
+# %% [markdown]
+# In the first line `validation` and `test` are what the ranker learns from.
+#
+# ### The first retriever reads the order
+#
+# A [GRU](gru4rec.ipynb) over the vectors of the latest movies ends in a state $h$; one table of vectors $e_i$ serves the input and
+# the output, and the loss is a softmax over the catalogue at every position. Without a bias the score
+# $s_i = h^\top e_i$ is an inner product, and that is what an index searches for. `encoder` is the part that the service needs.
+
+
+# %%
+@keras.saving.register_keras_serializable("rectutor")
+class NextMovie(keras.Model):
+    """A GRU that scores the next movie at every position.
+
+    Args:
+        num_movies: highest movie id.
+        context: `L`, movies a window.
+        width: `d`, size of a movie's vector.
+        units: size of the GRU's state.
+        dropout: rate on the vectors that enter the GRU.
+
+    Attributes:
+        encoder: maps windows `(B, L)` to the last states `(B, d)`.
+        movies: the table of vectors, `(num_movies + 1, d)`.
+    """
+
+    def __init__(self, num_movies, context, width, units, dropout):
+        history = keras.Input((context,), dtype="int32", name="history")
+        size = num_movies + 1
+        movies = layers.ReversibleEmbedding(size, width, mask_zero=True)
+        x = layers.Dropout(dropout)(movies(history))  # (B, L, d)
+        x = layers.GRU(units, return_sequences=True)(x)
+        states = layers.Dense(width)(x)
+        super().__init__(history, movies(states, reverse=True))
+        self.encoder = keras.Model(history, states[:, -1])
+        self.movies = movies
+
+    def items(self):
+        """The vectors of all movies, `(num_movies + 1, d)`."""
+        return ops.convert_to_numpy(self.movies.embeddings)
+
+
+# %%
+def next_movie(settings, num_movies):
+    """A `NextMovie` of the chapter's size."""
+    shape = settings.width, settings.units, settings.dropout
+    return NextMovie(num_movies, settings.context, *shape)
+
+
+def fit(model, histories, settings, epochs, falls=True, **more):
+    """Train on all windows of `Histories`.
+
+    `falls`: whether the rate falls along a cosine, or stays at a tenth.
+    """
+    windows, following = training_windows(histories, settings.context)
+    rate, steps = settings.rate / 10, len(windows) / settings.batch
+    if falls:
+        rate = keras.optimizers.schedules.CosineDecay(
+            settings.rate, math.ceil(steps) * epochs, alpha=0.02
+        )
+    how = {"from_logits": True, "ignore_class": PADDING_ID}
+    loss = keras.losses.SparseCategoricalCrossentropy(**how)
+    model.compile(keras.optimizers.Adam(rate), loss)
+    how = {"batch_size": settings.batch, "epochs": epochs, "verbose": 0}
+    model.fit(windows, following, **how, **more)
+
+
+def recommender_of(model):
+    """Score the catalogue by the states after each query's history."""
+    context = model.input_shape[1]
+
+    def recommender(queries):
+        windows = queries.last(context)
+        states = model.encoder.predict(windows, batch_size=256, verbose=0)
+        return states @ model.items().T  # (B, num_movies + 1)
+
+    return recommender
+
+
+# %%
+keras.utils.set_random_seed(run.seed)
+model = next_movie(settings, data.num_movies)
+start = time.perf_counter()
+before = earlier.histories(before="validation")
+fit(model, before, settings, settings.epochs, callbacks=[EpochLog(2)])
+sequence = recommender_of(model)
+
+# %% [markdown]
+# So few epochs keep this page short: of 4, 8, 12 and 16, tried once on validation, each was a little better than the one before.
+#
+# ### The second retriever counts
+#
+# [EASE](../book/glossary.md) with recency {cite}`steck2019` scores by a weighted sum of the history's rows of one matrix. It knows no
+# order but the age of a movie. Where its list and the GRU's differ, one of them may be right.
+#
+# ### The candidates
+#
+# The two lists are taken in turns, the GRU's best first, until there are $K$ different movies. Those that have been seen are
+# put last before that. Each candidate keeps both scores.
+
+
+# %%
+def retrieve(first, second, queries, count):
+    """The first stage.
+
+    Returns:
+        `(B, count)` movies in the order of the turns, and the scores
+        of each retriever for them, `(B, count)` twice.
+    """
+    scores, places = [first(queries), second(queries)], []
+    for found in scores:
+        unseen = np.array(found, copy=True)
+        unseen[queries.rows, queries.items] = -np.inf
+        unseen[:, PADDING_ID] = -np.inf
+        best_first = np.argsort(-unseen, axis=1, kind="stable")
+        places.append(np.argsort(best_first, axis=1))
+    turns = np.minimum(2 * places[0], 2 * places[1] + 1)
+    movies = np.argsort(turns, axis=1, kind="stable")[:, :count]
+    return movies, *(np.take_along_axis(s, movies, axis=1) for s in scores)
+
+
+def target_movies(split, on):
+    """The one movie that each user is asked for, by the order of ids."""
+    asked = split.targets(on)
+    return asked.items[asked.offsets[queries_for(split, on).user_ids]]
+
+
+# %% [markdown]
+# ### The ranker
+#
+# Of each candidate the ranker is told five things: how far each retriever's score lies below its best
+# candidate's, the logarithm of its place by either, and of its popularity. `artefact.features` computes them, here and in the
+# service: one function, so that training and serving cannot drift apart. A small network makes a score of the five, and the loss is a
+# softmax over the candidates *of one user*, with the movie that was really watched as the label.
+#
+# A user whose movie is not among the candidates teaches nothing. Could we do without retrieval, and let the movie
+# compete with *random* movies? That is easier to set up, and we train a second ranker that way.
+
+
+# %%
+def examples(first, second, split, counts, depth, rng=None):
+    """What a ranker learns from: both held-out movies of each user.
+
+    With `rng` the rivals are drawn at random, else they are retrieved.
+
+    Returns:
+        Features `(n, depth, 5)`, and the place of the movie, `(n,)`.
+    """
+    told, labels = [], []
+    for on in ("validation", "test"):
+        queries, targets = queries_for(split, on), target_movies(split, on)
+        found = retrieve(first, second, queries, split.num_movies)
+        hits = found[0] == targets[:, None]
+        order = np.broadcast_to(np.arange(hits.shape[1]), hits.shape)
+        if rng is not None:
+            lots = rng.random(hits.shape)
+            num_unseen = split.num_movies - queries.lengths
+            lots[order >= num_unseen[:, None]] = np.inf
+            lots[hits] = -1.0
+            order = np.argsort(lots, axis=1)
+        order = order[:, :depth]
+        movies, *scores = (np.take_along_axis(a, order, 1) for a in found)
+        hits = movies == targets[:, None]
+        has = hits.any(axis=1)
+        told.append(artefact.features(*scores, counts[movies])[has])
+        labels.append(hits.argmax(axis=1)[has])
+    return np.concatenate(told), np.concatenate(labels)
+
+
+# %%
+def train_ranker(told, labels, epochs, seed):
+    """A network from features `(B, K, 5)` to scores `(B, K)`."""
+    keras.utils.set_random_seed(seed)
+    scale = layers.Normalization()
+    scale.adapt(told)
+    given = keras.Input((None, told.shape[-1]), name="features")
+    x = layers.Dense(32, activation="relu")(scale(given))
+    scores = ops.squeeze(layers.Dense(1)(x), axis=-1)
+    ranker = keras.Model(given, scores)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    ranker.compile(keras.optimizers.Adam(0.005), loss)
+    ranker.fit(told, labels, batch_size=64, epochs=epochs, verbose=0)
+    return ranker
+
+
+def popularity_of(ratings, num_movies):
+    """How often each movie occurs, `(num_movies + 1,)`."""
+    return np.bincount(ratings["movie_id"], minlength=num_movies + 1)
+
+
+# %%
+def ease_of(settings, split, **how):
+    """EASE with recency, fitted."""
+    return EASE(settings.regularization, settings.tau).fit(split, **how)
+
+
+ease = ease_of(settings, earlier)
+counts = popularity_of(earlier.train, data.num_movies)
+rankers, random_rankers = {}, {}
+for depth in settings.depths:
+    rivals = sequence, ease, earlier, counts, depth
+    how = settings.ranker_epochs, run.seed
+    rankers[depth] = train_ranker(*examples(*rivals), *how)
+    drawn = examples(*rivals, np.random.default_rng(run.seed))
+    random_rankers[depth] = train_ranker(*drawn, *how)
+print(f"{len(drawn[1]):,} movies to rank among {depth} candidates")
+
+# %% [markdown]
+# ### How many candidates?
+#
+# More candidates hold the right movie more often, and more that are wrong. The two retrievers learn the two movies that the
+# ranker learned from (one more epoch of the GRU at a tenth of its rate), and validation decides, for either ranker. Which would you expect to do
+# better, the one that met retrieved rivals or the one that met random ones?
+
+
+# %%
+def two_stages(first, second, ranker, counts, depth):
+    """The whole: candidates, their features, the ranker's scores.
+
+    Without a ranker the candidates stay in the order of the turns.
+    A user without a history gets the popular movies.
+    """
+
+    def recommender(queries):
+        movies, *scores = retrieve(first, second, queries, depth)
+        ranked = np.broadcast_to(-np.arange(float(depth)), movies.shape)
+        if ranker is not None:
+            told = artefact.features(*scores, counts[movies])
+            ranked = ranker.predict(told, batch_size=256, verbose=0)
+        answer = np.full((len(queries), len(counts)), -np.inf)
+        np.put_along_axis(answer, movies, ranked, axis=1)
+        answer[queries.lengths == 0] = counts
+        return answer
+
+    return recommender
+
+
+# %%
+before = known.histories(before="validation")
+fit(model, before, settings, epochs=1, falls=False)
+ease = ease_of(settings, known)
+counts = popularity_of(known.train, data.num_movies)
+
+
+def on_validation(ranker, depth):
+    """NDCG@10 on validation."""
+    whole = two_stages(sequence, ease, ranker, counts, depth)
+    asked = Trained(whole, known.train)
+    return evaluate(asked, split, on="validation", num_resamples=1).ndcg
+
+
+tried = pd.DataFrame(
+    {
+        "candidates": depth,
+        "in turns": on_validation(None, depth),
+        "ranker, retrieved": on_validation(rankers[depth], depth),
+        "ranker, random": on_validation(random_rankers[depth], depth),
+    }
+    for depth in settings.depths
+)
+run.show_table(tried, "NDCG@10 on validation")
+by_depth = tried.set_index("candidates")
+depth = int(by_depth["ranker, retrieved"].idxmax())
+random_depth = int(by_depth["ranker, random"].idxmax())
+ranker = rankers[depth]
+for name, best in (("retrieved", depth), ("random", random_depth)):
+    at_edge = best in (settings.depths[0], settings.depths[-1])
+    where = "at the edge of" if at_edge else "within"
+    print(f"{name} rivals: {best} candidates, {where} what was tried")
+
+# %% [markdown]
+# ### Newcomers
+#
+# The newcomers were in nobody's training so far. Their next ten movies are asked for twice: of a service that knows nothing of
+# them, and of one that knows their first three movies. A hit is at least one of the ten.
+
+
+# %%
+def first_steps(split, user_ids, num_known, num_asked=10):
+    """What some users did first: so many movies known, the next asked."""
+    rows = pd.concat([split.train, split.validation, split.test])
+    rows = rows[rows["user_id"].isin(user_ids)].sort_index()
+    rows = rows.sort_values(["user_id", "timestamp"], kind="stable")
+    place = rows.groupby("user_id").cumcount()
+    asked = (place >= num_known) & (place < num_known + num_asked)
+    others = split.train[~split.train["user_id"].isin(user_ids)]
+    sizes = split.num_users, split.num_movies
+    return Split(others, rows[place < num_known], rows[asked], *sizes)
+
+
+whole = two_stages(sequence, ease, ranker, counts, depth)
+ways = {"popularity": Popularity().fit(known), "EASE, recency": ease}
+ways |= {"GRU": sequence, "two stages": whole}
+rows = []
+for num_known in (0, 3):
+    steps = first_steps(split, newcomers, num_known)
+    for name, way in ways.items():
+        if num_known == 0 and way in (ease, sequence):
+            continue  # nothing to go by
+        found = evaluate(way, steps)
+        row = {"movies known": num_known, "model": name}
+        row |= {"HR@10": found.hit_rate}
+        rows.append(row | {"NDCG@10": str(found.metrics["ndcg"])})
+        run.fact(f"newcomers_{num_known}_{name}_hit_rate", found.hit_rate)
+run.show_table(pd.DataFrame(rows), f"{len(newcomers)} newcomers")
+
+# %% [markdown]
+# With no history there is one list for all, the popular movies, and the first two rows are the same. The rows with three movies say
+# whether so little is enough to be better than that. One hit among ten movies is easy, so look at NDCG@10, which asks for many hits near the top.
+#
+# ### Under protocol P
+#
+# Last, both retrievers learn all that is known before the test movie, from all users. The ranker stays as it is. The test part is
+# asked once: each retriever alone, their candidates in turns, and either ranker.
+
+# %%
+before = split.histories(before="test")
+fit(model, before, settings, epochs=1, falls=False)
+seconds = time.perf_counter() - start
+ease = ease_of(settings, split, include_validation=True)
+learned = pd.concat([split.train, split.validation])
+counts = popularity_of(learned, data.num_movies)
+
+both = sequence, ease
+stages = {
+    "popularity": Popularity().fit(split, include_validation=True),
+    "EASE, recency": ease,
+    "GRU": sequence,
+    "candidates in turns": two_stages(*both, None, counts, depth),
+    "two stages": two_stages(*both, ranker, counts, depth),
+    "two stages, random rivals": two_stages(
+        *both, random_rankers[random_depth], counts, random_depth
+    ),
+}
+tested = {}
+for name, stage in stages.items():
+    recipe = "made right" if name == "two stages" else "step"
+    is_baseline = name in ("popularity", "EASE, recency")
+    recipe = "baseline" if is_baseline else recipe
+    asked = stage if is_baseline else Trained(stage, learned)
+    tested[name] = run.test(name, asked, split, recipe, seconds)
+comparison = compare(tested)
+run.show_table(comparison)
+singles = ("EASE, recency", "GRU")
+best_single = max(singles, key=lambda name: tested[name].ndcg)
+for other in (best_single, "two stages, random rivals"):
+    print(comparison.better("two stages", other))
+
+# %% [markdown]
+# The two sentences are of this run: two stages beside the better single model, and what it was worth to meet the rivals that a
+# service meets. The study repeats both over seeds and over orders of ties. In its table the GRU of this page, which is trained for few
+# epochs, stands beside the one that its own chapter trains to its early stop, and the two stages beside the simplest way to join two
+# models: a sum of scores with one weight.
+
+# %%
+run.show_study(
+    {
+        "GRU": "serving/GRU",
+        "GRU4Rec, its chapter's": "gru4rec/made right",
+        "EASE, recency": "baselines/EASE, recency",
+        "GRU4Rec + EASE": "gru4rec/made right + EASE",
+        "two stages": "serving/two stages",
+        "two stages, random rivals": "serving/two stages, random rivals",
+    },
+    own={name: found.ndcg for name, found in tested.items()},
+    caption="The study, and this run",
+)
+run.effect()
+
+# %% [markdown]
+# How much does the first stage let through? No ranker can bring back a movie that is not among the candidates.
+
+
+# %%
+def recall_at(counts, ordered, targets):
+    """The share of targets among the first so many, for each count."""
+    hits = ordered == targets[:, None]
+    return {f"{k}": hits[:, :k].any(axis=1).mean() for k in counts}
+
+
+queries, targets = queries_for(split), target_movies(split, "test")
+most = max(settings.recall_at)
+rows = []
+ways = {"GRU": (sequence, sequence), "EASE, recency": (ease, ease)}
+for name, pair in (ways | {"both, in turns": both}).items():
+    found = retrieve(*pair, queries, most)[0]
+    shares = recall_at(settings.recall_at, found, targets)
+    rows.append({"retriever": name} | shares)
+    for k, share in shares.items():
+        run.fact(f"recall_at_{k}_{name}", share)
+run.show_table(pd.DataFrame(rows), "Recall of the first stage on test")
+
+# %% [markdown]
+# ## From Keras to a folder
+#
+# The service shall need neither Keras nor JAX. [ONNX](https://onnx.ai) is a format of computations that onnxruntime
+# runs on its own; `export` writes it.
+
+
+# %%
+ON_JAX = """
+import sys, keras, numpy as np
+model = keras.saving.load_model(sys.argv[1])
+model(np.ones([size or 1 for size in model.input_shape], model.input.dtype))
+model.export(sys.argv[2], format="onnx", verbose=False)
+"""
+
+
+def exported(model):
+    """A Keras model of one input as the bytes of an ONNX file."""
+    (given,) = model.inputs
+    model(np.ones([size or 1 for size in given.shape], given.dtype))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        if keras.backend.backend() == "jax":
+            model.export(path, format="onnx", verbose=False)
+        else:  # the exports of the other backends need more libraries
+            saved = path.with_suffix(".keras")
+            model.save(saved)
+            python = [sys.executable, "-c", ON_JAX, saved, path]
+            jax = os.environ | {"KERAS_BACKEND": "jax"}
+            subprocess.run(python, env=jax, check=True, capture_output=True)
+        return path.read_bytes()
+
+
+def in_int8(blob):
+    """An ONNX model with its matrices in int8."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(blob)
+        quantize_dynamic(path, path.with_name("int8.onnx"))
+        return path.with_name("int8.onnx").read_bytes()
+
+
+# %% [markdown]
+# ### Which index?
+#
+# Exact search multiplies the state with every movie. An approximate {term}`index <approximate index>` looks at some of them only:
+# *HNSW* walks along a graph of neighbours {cite}`malkov2020`, *IVF* looks into the few nearest of many clusters
+# {cite}`douze2024`, *SQ8* looks at all in int8. With a catalogue of this size, will any be faster than exact search? And with one ten times as large?
+
+
+# %%
+def search_times(items, states, k, kind, parameters=""):
+    """Recall and time of an index over rows 1 to V, query by query.
+
+    Returns:
+        Recall at k, milliseconds of the median query, seconds to build.
+    """
+    exact = np.argsort(-(states @ items[1:].T), axis=1)[:, :k]
+    index, rows = None, items[1:]
+    start = time.perf_counter()
+    if kind == "usearch HNSW":
+        index = usearch.index.Index(ndim=items.shape[1], metric="ip")
+        index.add(np.arange(len(rows)), rows)
+    elif kind != "exact":
+        index = artefact.build_index(items, kind, parameters)
+
+    def search(state):
+        if index is None:
+            return np.argpartition(-(rows @ state), k)[:k]
+        if kind == "usearch HNSW":
+            return index.search(state, k).keys
+        return index.search(state[None], k)[1][0]
+
+    built = time.perf_counter() - start
+    took, kept = [], []
+    for state, best in zip(states, exact, strict=True):
+        start = time.perf_counter()
+        found = search(state)
+        took.append(time.perf_counter() - start)
+        kept.append(np.isin(best, found).mean())
+    return np.mean(kept), 1e3 * np.median(took), built
+
+
+# %%
+vectors = model.items()
+encoded = model.encoder.predict(queries.last(settings.context), verbose=0)
+rng = np.random.default_rng(run.seed)
+noise = vectors.std() * rng.normal(size=(9, *vectors.shape))
+more = np.concatenate([vectors, *(vectors + noise)]).astype("float32")
+lists = max(data.num_movies // 40, 1)  # clusters
+kinds = {
+    "exact": "",
+    "HNSW32,Flat": "efSearch=256",
+    f"IVF{lists},Flat": f"nprobe={math.ceil(lists / 3)}",
+    "SQ8": "",
+    "usearch HNSW": "",
+}
+rows = []
+for table in (vectors, more):
+    for kind, parameters in kinds.items():
+        found = search_times(table, encoded[:200], depth, kind, parameters)
+        columns = ("recall", "ms a query", "build s")
+        row = {"movies": len(table) - 1, "index": f"{kind} {parameters}"}
+        rows.append(row | dict(zip(columns, found, strict=True)))
+searched = pd.DataFrame(rows)
+run.show_table(searched, f"Search for {depth} movies")
+
+# %% [markdown]
+# The column of the times decides, among the indexes of FAISS (the service reads no other) that find at least 95 % in the larger
+# table; the exact row says from which size on an index is worth its while.
+
+# %%
+larger = searched[searched["movies"] == len(more) - 1].iloc[1:4]
+good = larger[larger["recall"] >= 0.95]
+picked = good.sort_values("ms a query")["index"].iloc[0]
+kind, _, parameters = picked.partition(" ")
+print(f"the artefact gets {kind}, {parameters or 'without parameters'}")
+
+# %% [markdown]
+# ### One folder
+#
+# `artefact.write` puts all that an answer needs side by side, with a manifest of hashes, versions, data and what the models were
+# measured to do. It tries the models before it names them the current ones, and it does so in one step: whoever reads finds the old
+# version or the new one. Do the models in it answer as Keras does?
+
+# %%
+movies = {"id": np.arange(1, data.num_movies + 1), "count": counts[1:]}
+movies["title"] = data.titles[1:]
+parts = {
+    "encoder": exported(model.encoder),
+    "items": vectors,
+    "neighbours": ease.weights,
+    "decay": settings.tau,
+    "ranker": exported(ranker),
+    "catalogue": pd.DataFrame(movies),
+    "context": settings.context,
+    "candidates": depth,
+    "index_kind": kind,
+    "index_parameters": parameters,
+    "metrics": {"NDCG@10": tested["two stages"].ndcg},
+    "data": {"name": data.name, "source": data.source, "seed": run.seed},
+}
+place = results.folder() / "serving"
+version = artefact.write(place, **parts)
+service = artefact.Service.load(place)
+
+histories = [queries.history(row) for row in range(len(queries))]
+states = np.stack([service.encode(history) for history in histories])
+apart = np.abs(states @ vectors.T - sequence(queries)).max()
+print(f"scores of Keras and of onnxruntime differ by at most {apart:.1e}")
+run.fact("onnx_largest_difference", apart)
+assert apart < 1e-4
+for file in sorted(version.iterdir()):
+    print(f"{file.stat().st_size / 1e6:8.2f} MB  {file.name}")
+
+# %% [markdown]
+# An index of other movies, or one flipped byte, is refused. We put the folder's index aside and another in its place.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    others = parts | {"items": vectors[::-1].copy()}
+    other = artefact.write(folder, **others) / "index.faiss"
+    own = artefact.write(Path(folder) / "own", **parts)
+    (own / "index.faiss").write_bytes(other.read_bytes())
+    try:
+        artefact.Service.load(own)
+    except artefact.ArtefactError as error:
+        print("refused:", str(error).partition("index.faiss")[2])
+
+# %% [markdown]
+# ### What each step costs
+#
+# The reference is the whole in Keras, with exact search. Each row changes one thing, and the last all: the index of above, everything in
+# int8, fewer candidates. All answer for the same users, so the differences are paired. Which step will cost most?
+
+
+# %%
+def of_service(service, depth, search):
+    """The two stages as the service computes them, a user at a time."""
+
+    def recommender(queries):
+        answer = np.full((len(queries), service.num_movies + 1), -np.inf)
+        for row in range(len(queries)):
+            history = queries.history(row)
+            found = service.retrieve(history, depth, search=search)
+            answer[row, found.movies] = service.rank(found)
+        return answer
+
+    return recommender
+
+
+def variant(search="exact", first=None, **changes):
+    """NDCG@10 on test of an artefact with other parts."""
+    with tempfile.TemporaryDirectory() as folder:
+        artefact.write(folder, **parts | changes)
+        service = artefact.Service.load(folder)
+    asked = Trained(of_service(service, first or depth, search), learned)
+    return evaluate(asked, split, num_resamples=1)
+
+
+# %%
+int8 = {name: in_int8(parts[name]) for name in ("encoder", "ranker")}
+sq8 = {"index_kind": "SQ8", "index_parameters": ""}
+few, fewer = max(depth // 2, 10), max(depth // 4, 10)
+steps = {
+    "Keras, exact": tested["two stages"],
+    "ONNX": variant(),
+    f"ONNX, index {kind}": variant("index"),
+    "ONNX, items in int8": variant("index", **sq8),
+    "ONNX, models in int8": variant(**int8),
+    f"ONNX, first {few} candidates": variant(first=few),
+    f"ONNX, first {fewer} candidates": variant(first=fewer),
+    "all of it": variant("index", few, **sq8, **int8),
+}
+budget, rows = compare(steps), []
+for name, found in steps.items():
+    lost = budget.better(name, "Keras, exact")
+    row = {"step": name, "NDCG@10": found.ndcg, "difference": lost.value}
+    rows.append(row | {"from": lost.low, "to": lost.high})
+    run.fact(f"budget_{name}", lost.value)
+run.show_table(pd.DataFrame(rows), "The loss budget, on test")
+
+# %% [markdown]
+# A row whose interval holds 0 costs nothing that these users could show. What was chosen stays as it was: the table
+# reports, and the number of candidates came from validation.
+#
+# ## The service
+#
+# `python -m rectutor.serve FOLDER` answers from the folder; after `make book`, `make serve` does so with the one that this page
+# has written. We start it as a process of its own, and ask.
+
+
+# %%
+watched = histories[0][-5:].tolist()
+questions = [
+    {"history": watched, "k": 5},
+    {"history": [], "k": 5},
+    {"history": [0]},
+    {"history": watched, "k": 10_000},
+]
+with load.started(place) as running:
+    print(f"first answer after {running.seconds:.1f} s,", end=" ")
+    print(f"{running.memory():.0f} MB in memory")
+    url = f"{running.url}/recommendations"
+    answers = [requests.post(url, json=q, timeout=10) for q in questions]
+print("watched:", *data.titles[watched], sep="\n    ")
+for answer in answers[:2]:
+    said = answer.json()
+    titles = [movie["title"] for movie in said["recommendations"]]
+    print(f"by {said['basis']}:", *titles, sep="\n    ")
+for answer in answers[2:]:
+    print(answer.status_code, answer.json()["detail"])
+
+# %% [markdown]
+# By hand, in a shell, while `make serve` runs:
+#
+# ```sh
+# curl http://127.0.0.1:8000/recommendations -H 'content-type: application/json' \
+#     -d '{"history": [50, 181, 172], "k": 5}'
+# ```
+#
+# `http://127.0.0.1:8000/docs` is its page, `GET /health` says what is served. When a chapter writes the folder anew, the service takes the
+# new version over while it answers from the old.
+#
+# ### What must a request cost?
+#
+# First the arithmetic. The GRU multiplies its input and its state by three gates' matrices at each of $L$ positions; search reads
+# the items once, EASE a row for each movie that still weighs something; the ranker has 32 units a candidate. A multiplication and an addition are two
+# operations. We time one large product and one large copy to see what one core can do.
+
+
+# %%
+def seconds_of(work, repeats):
+    """The median time of some calls."""
+    took = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - start)
+    return np.median(took)
+
+
+units, width = settings.units, settings.width
+gru = 2 * settings.context * 3 * units * (width + units)
+operations = gru + 2 * vectors.size + 2 * depth * 32 * 6
+rows_read = int(16 * settings.tau) + 1  # older ones weigh nothing
+moved = 4 * (vectors.size + rows_read * len(vectors))  # bytes
+square = rng.normal(size=(512, 512)).astype("float32")
+rate = 2 * 512**3 / seconds_of(lambda: square @ square, 20) / 1e9
+copied = 2 * vectors.nbytes / seconds_of(vectors.copy, 20) / 1e9
+must = operations / rate / 1e6 + moved / copied / 1e6  # milliseconds
+print(f"{operations / 1e6:.1f} million operations,", end=" ")
+print(f"{gru / operations:.0%} of them the GRU's")
+print(f"{moved / 1e6:.2f} MB read")
+print(f"at {rate:.0f} GFLOP/s and {copied:.1f} GB/s: {must:.2f} ms")
+
+# %% [markdown]
+# Now the stages by themselves, and the service under load: by 1, 8 and 64 clients that each ask again when they have their answer, and
+# by 200 requests a second that come whether or not the ones before are answered. The times of the last count from when a request
+# was due.
+
+# %%
+questions = [{"history": each.tolist(), "k": 10} for each in histories]
+loads = []
+with load.started(place) as running:
+    for clients, rate in ((1, None), (8, None), (64, None), (64, 200.0)):
+        asked = running.url, questions, clients, rate, settings.seconds
+        found = load.measure(*asked)
+        row = {"clients": clients, "due a second": rate}
+        row |= {"answers a second": found.per_second}
+        row |= {"p50 ms": found.p50, "p99 ms": found.p99}
+        row |= {"failed": found.failed, "MB": running.memory()}
+        loads.append(row)
+loads = pd.DataFrame(loads)
+run.show_table(loads, "The service under load")
+for name in ("p50 ms", "p99 ms"):
+    run.fact(f"load_200_a_second_{name}", loads[name].iloc[-1])
+
+# %% [markdown]
+# With more clients than cores, answers a second stay and the waiting grows. The arithmetic above is a bound from below:
+# fifty positions one after the other are many small products, and what each costs beside its operations is most of it.
+#
+# (serving-picture)=
+# ### The picture
+
+
+# %%
+def milliseconds(work, given):
+    """The median over what is given of the time of a call."""
+    each = [seconds_of(lambda one=one: work(one), 3) for one in given]
+    return 1e3 * np.median(each)
+
+
+sample = [history.tolist() for history in histories[:100]]
+arrays = histories[:100]
+found = [service.retrieve(history, depth) for history in arrays]
+ms = {
+    "encode": milliseconds(service.encode, arrays),
+    "EASE": milliseconds(service.neighbour_scores, arrays),
+    "rank": milliseconds(service.rank, found),
+}
+first_stage = milliseconds(lambda h: service.retrieve(h, depth), arrays)
+ms["filter"] = first_stage - ms["encode"] - ms["EASE"]
+whole_call = milliseconds(service.recommend, sample)
+ms["HTTP"] = loads["p50 ms"].iloc[0] - whole_call
+for name, value in ms.items():
+    run.fact(f"ms_{name}", value)
+
+# %% mystnb={"image": {"alt": "A request from left to right: retrieved by the GRU and by EASE, filtered, ranked and answered, with measured milliseconds on the arrows"}}
+boxes = {
+    "history": (0.0, 0.5),
+    "GRU\nencoder": (1.5, 0.9),
+    "EASE": (1.5, 0.1),
+    f"search, filter:\n{depth} candidates": (3.2, 0.5),
+    "ranker": (5.0, 0.5),
+    "ten movies": (6.5, 0.5),
+}
+arrows = [(0, 1, "encode"), (0, 2, "EASE"), (1, 3, None), (2, 3, "filter")]
+arrows += [(3, 4, "rank"), (4, 5, "HTTP")]
+fig, ax = plt.subplots(figsize=(8.0, 2.6))
+at = list(boxes.values())
+for begin, end, name in arrows:
+    (x0, y0), (x1, y1) = at[begin], at[end]
+    style = {"arrowstyle": "->", "shrinkA": 26, "shrinkB": 26}
+    ax.annotate("", (x1, y1), (x0, y0), arrowprops=style)
+    if name:
+        label = f"{name}\n{ms[name]:.2f} ms"
+        side = 0.17 if y0 == y1 or y1 > y0 else -0.17
+        middle = (x0 + x1) / 2, (y0 + y1) / 2 + side
+        ax.text(*middle, label, ha="center", va="center", fontsize=9)
+for name, (x, y) in boxes.items():
+    box = {"boxstyle": "round,pad=0.4", "fc": "#e8f1f8", "ec": "C0"}
+    ax.text(x, y, name, ha="center", va="center", bbox=box)
+ax.set(xlim=(-0.6, 7.2), ylim=(-0.25, 1.25))
+ax.axis("off")
+run.show(fig, "picture")
+
+# %% [markdown]
+# The milliseconds are medians, in this process for the stages; HTTP is the rest of what one client waited. The wider arrow to save on is easy to
+# find.
+#
+# ## Exercises
+#
+# :::{exercise} ★ In turns
+# :label: serving-ex1
+# Two retrievers name the movies 1, 2, 3 and 3, 4, 1, best first. Which four candidates do they give in turns? Have
+# `retrieve` say it.
+# :::
+
+# %% [markdown]
+# :::{solution-start} serving-ex1
+# :class: dropdown
+# :::
+
+# %% tags=["nbval-check-output"]
+toy = Split(*[pd.DataFrame({"user_id": [1], "movie_id": [5]})] * 3, 1, 5)
+somebody = queries_for(toy, user_ids=[1])
+scores = np.array([[0, 3, 2, 1, 0, 0]]), np.array([[0, 1, 0, 3, 2, 0]])
+first, second = (lambda queries, s=s: s.astype(float) for s in scores)
+print(retrieve(first, second, somebody, 4)[0])
+
+# %% [markdown]
+# :::{solution-end}
+# :::
+
+# %% [markdown]
+# :::{exercise} ★★ What does the ranker look at?
+# :label: serving-ex2
+# Shuffle one of the five features over the candidates of each user, and ask on test how often the right one comes first. Which feature is missed most?
+# (A look into a finished model, by which nothing is chosen.)
+# :::
+
+# %% [markdown]
+# :::{solution-start} serving-ex2
+# :class: dropdown
+# :::
+
+# %%
+movies, *scores = retrieve(*both, queries, depth)
+told = artefact.features(*scores, counts[movies])
+is_target = movies == targets[:, None]
+rows = []
+for column, name in enumerate(("nothing", *artefact.FEATURES)):
+    shuffled = told.copy()
+    if column:
+        own = shuffled[..., column - 1]
+        shuffled[..., column - 1] = rng.permuted(own, axis=1)
+    best = np.argsort(-ranker.predict(shuffled, verbose=0), axis=1)[:, :10]
+    hits = np.take_along_axis(is_target, best, axis=1).any(axis=1)
+    rows.append({"shuffled": name, "HR@10": hits.mean()})
+run.show_table(pd.DataFrame(rows))
+
+# %% [markdown]
+# :::{solution-end}
+# :::
+
+# %%
+run.save()
+
+# %% [markdown]
+# ## Summary
+#
+# - Retrieve, filter, rank, answer: the first stage bounds the second, so measure its recall.
+# - A ranker learns from what retrievers find for movies that *they have not learned*; cut the time once more for it.
+# - One function makes the features for training and for the service.
+# - Every step to production gets a row with a paired interval; most cost less than the users can show.
+# - One folder, verified when it is read and replaced in one step, is what is served.
+# - Do the arithmetic of a request before you measure it, and measure an open loop for the tail.
+#
+# Next: the [leaderboard](leaderboard.ipynb) puts the models of all chapters side by side.
+#
+# ## References
+#
+# The two stages are those of Covington et al. {cite}`covington2016`, the GRU those of Hidasi et al. {cite}`hidasi2016`, EASE that of
+# Steck {cite}`steck2019`. The graph index is by Malkov and Yashunin {cite}`malkov2020`, FAISS by Douze et al. {cite}`douze2024`. The
+# examples this book follows are Sharma and Hertschuh's {cite}`sharma2025keras`. The full list is under
+# [references](../book/references.md).
