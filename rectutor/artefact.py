@@ -17,6 +17,9 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -145,6 +148,53 @@ def build_index(items: np.ndarray, kind: str = "HNSW32,Flat", parameters: str = 
             f" over {len(items) - 1} items ({error}); see FAISS's list of factory strings"
         ) from error
     return index
+
+
+#: Exports a saved model from JAX, whose exporter needs the fewest libraries.
+_ON_JAX = """
+import sys, keras, numpy as np
+model = keras.saving.load_model(sys.argv[1])
+model(np.ones([size or 1 for size in model.input_shape], model.input.dtype))
+model.export(sys.argv[2], format="onnx", verbose=False)
+"""
+
+
+def to_onnx(model: Any) -> bytes:
+    """A Keras model of one input as an ONNX file, whichever backend it runs on.
+
+    Args:
+        model: a functional model; sizes that it leaves open stay open.
+
+    Raises:
+        subprocess.CalledProcessError: on another backend than JAX, the export of the saved model
+            failed in a process of its own.
+    """
+    import keras
+
+    (given,) = model.inputs
+    model(np.ones([size or 1 for size in given.shape], given.dtype))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        if keras.backend.backend() == "jax":
+            model.export(path, format="onnx", verbose=False)
+        else:
+            saved = path.with_suffix(".keras")
+            model.save(saved)
+            python = [sys.executable, "-c", _ON_JAX, str(saved), str(path)]
+            jax = os.environ | {"KERAS_BACKEND": "jax"}
+            subprocess.run(python, env=jax, check=True, capture_output=True)
+        return path.read_bytes()
+
+
+def in_int8(onnx: bytes) -> bytes:
+    """An ONNX model with its matrices in int8, and what they multiply as well when it runs."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(onnx)
+        quantize_dynamic(path, path.with_name("int8.onnx"))
+        return path.with_name("int8.onnx").read_bytes()
 
 
 def write(

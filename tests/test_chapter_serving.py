@@ -196,11 +196,11 @@ class TestExport:
     def test_onnx_answers_as_keras_does(self, model):
         ids = windows()
         ids[0, :4] = PADDING_ID
-        blob = CHAPTER.exported(model.encoder)
+        blob = artefact.to_onnx(model.encoder)
         np.testing.assert_allclose(
             self.answers(blob, history=ids), ops.convert_to_numpy(model.encoder(ids)), atol=1e-5
         )
-        smaller = CHAPTER.in_int8(blob)
+        smaller = artefact.in_int8(blob)
         assert len(smaller) < len(blob)
         found = self.answers(smaller, history=ids)
         np.testing.assert_allclose(found, ops.convert_to_numpy(model.encoder(ids)), atol=0.05)
@@ -208,7 +208,7 @@ class TestExport:
     def test_a_ranker_takes_any_number_of_candidates(self):
         told = np.random.default_rng(0).normal(size=(20, 12, 5)).astype("float32")
         ranker = CHAPTER.train_ranker(told, np.zeros(20, int), 1, seed=1)
-        blob = CHAPTER.exported(ranker)
+        blob = artefact.to_onnx(ranker)
         for depth in (1, 12, 33):
             given = told[:1, np.arange(depth) % 12]
             np.testing.assert_allclose(
@@ -222,11 +222,8 @@ def test_every_model_of_the_chapter_says_what_it_was_trained_on():
     assert "allow_leak" not in text
 
 
-@pytest.mark.parametrize("kind", ["exact", "Flat", "usearch HNSW"])
-def test_an_index_that_looks_at_all_finds_all(kind, model):
-    chapter_items = model.items()
+def test_an_index_that_looks_at_all_finds_all(model):
     states = np.random.default_rng(0).normal(size=(8, SETTINGS.width)).astype("float32")
-    recall, took, built = CHAPTER.search_times(chapter_items, states, 10, kind)
-    assert recall >= (0.9 if "HNSW" in kind else 1.0)
-    assert took > 0
-    assert built >= 0
+    found = CHAPTER.search_times(model.items(), states, 10, "Flat")
+    assert found["recall"] == 1.0
+    assert found["ms a query"] > 0
