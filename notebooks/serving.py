@@ -458,23 +458,20 @@ ease = ease_of(settings, split, include_validation=True)
 learned = pd.concat([split.train, split.validation])
 counts = popularity_of(learned, data.num_movies)
 
+tested = {}
+for name, baseline in run.baselines(split).items():
+    tested[name] = run.test(name, baseline, split, recipe="baseline")
 both = sequence, ease
+by_random = random_rankers[random_depth], counts, random_depth
 stages = {
-    "popularity": Popularity().fit(split, include_validation=True),
-    "EASE, recency": ease,
     "GRU": sequence,
     "candidates in turns": two_stages(*both, None, counts, depth),
     "two stages": two_stages(*both, ranker, counts, depth),
-    "two stages, random rivals": two_stages(
-        *both, random_rankers[random_depth], counts, random_depth
-    ),
+    "two stages, random rivals": two_stages(*both, *by_random),
 }
-tested = {}
 for name, stage in stages.items():
     recipe = "made right" if name == "two stages" else "step"
-    is_baseline = name in ("popularity", "EASE, recency")
-    recipe = "baseline" if is_baseline else recipe
-    asked = stage if is_baseline else Trained(stage, learned)
+    asked = Trained(stage, learned)
     tested[name] = run.test(name, asked, split, recipe, seconds)
 comparison = compare(tested)
 run.show_table(comparison)

@@ -25,6 +25,7 @@ DRAWS = {
     "gru4rec": {"GRU4Rec made right": "gru4rec/made right"},
     "sasrec": {"SASRec made right": "sasrec/made right"},
     "multi_task": {"joint": "multi_task/joint"},
+    "serving": {"two stages": "serving/two stages"},
 }
 DRAWN = [(chapter, model) for chapter, models in DRAWS.items() for model in models]
 
