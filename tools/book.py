@@ -24,7 +24,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import queue
 import re
 import shutil
 import subprocess
@@ -340,7 +339,8 @@ def run(names: list[str], force: bool, jobs: int = 1) -> None:
     Args:
         names: chapters.
         force: execute unchanged ones too.
-        jobs: how many run at once, each on its share of the cores.
+        jobs: how many run at once; they share the cores, since a chapter that is given one of two
+            adds numbers up in another order and prints other last digits.
     """
     reads = [name for name, entry in registry().items() if entry.get("reads")]
     wanted = sorted(chosen(names), key=lambda name: name in reads)  # what reads comes last
@@ -362,17 +362,10 @@ def execute_side_by_side(names: list[str], progress: Progress, jobs: int) -> Non
     """Execute chapters, the longest first where several run at once; a failure ends all."""
     if jobs > 1:
         names = sorted(names, key=lambda name: -sum(cell_seconds(name)))
-    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-    for share in shares_of_cores(jobs):
-        shares.put(share)
     running: dict[str, NotebookClient] = {}
 
     def one(name: str) -> None:
-        share = shares.get()
-        if share:
-            os.sched_setaffinity(0, share)  # of this thread, which its kernel inherits
         seconds = execute(name, progress, running)
-        shares.put(share)
         progress.say(f"{name}: done in {seconds:.0f} s")
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -386,18 +379,6 @@ def execute_side_by_side(names: list[str], progress: Progress, jobs: int) -> Non
                 if client.km and client.km.provisioner:
                     asyncio.run(client.km.provisioner.kill())
             raise
-
-
-def shares_of_cores(jobs: int) -> list[set[int]]:
-    """The cores of each job; empty sets where one job has all, or the system cannot assign them.
-
-    A chapter prints the same metrics on one core as on several: they change who computes what,
-    and not the order of any sum.
-    """
-    if jobs == 1 or not hasattr(os, "sched_setaffinity"):
-        return [set()] * jobs
-    cores = sorted(os.sched_getaffinity(0))
-    return [set(cores[job::jobs]) or set(cores) for job in range(jobs)]
 
 
 def jobs_here() -> int:
