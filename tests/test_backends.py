@@ -130,7 +130,7 @@ class Chapter:
         assert "Warning" not in err
         drawn = list((folder / "results").rglob(f"figures/{self.name}-*.svg"))
         source = (NOTEBOOKS / f"{self.name}.py").read_text(encoding="utf-8")
-        assert bool(drawn) == ("run.show(" in source)
+        assert bool(drawn) == bool(re.search(r"run\.show(_intervals)?\(", source))
         assert {"python", "rectutor", "keras", backend, "numpy"} <= stored["versions"].keys()
 
     def test_two_runs_in_fresh_processes_measure_exactly_the_same(self):
