@@ -164,10 +164,6 @@ def to_onnx(model: Any) -> bytes:
 
     Args:
         model: a functional model; sizes that it leaves open stay open.
-
-    Raises:
-        subprocess.CalledProcessError: on another backend than JAX, the export of the saved model
-            failed in a process of its own.
     """
     import keras
 

@@ -197,7 +197,7 @@ class Run:
     def baselines(self, split: Split) -> dict[str, Recommender]:
         """The baselines of a table this size, fitted; prints what is left out, and why.
 
-        See `rectutor.baselines.standard_baselines`; of a catalogue whose item-item matrix does
+        See `standard_baselines`; of a catalogue whose item-item matrix does
         not fit in memory it is popularity alone.
         """
         from rectutor import first_minute

@@ -105,7 +105,7 @@ def affordable_baselines(split: Split) -> tuple[dict[str, Recommender], str]:
         split: the interactions; the baselines are fitted on `train` and `validation`.
 
     Returns:
-        Name to fitted recommender, as `rectutor.baselines.standard_baselines` has them; and what
+        Name to fitted recommender, as `standard_baselines` has them; and what
         is left out and why, empty where nothing is.
     """
     left_out = _does_not_fit(split.num_movies)
