@@ -148,7 +148,7 @@ class Run:
             min_users: fewest users the chapter makes sense with.
             min_movies: fewest movies the chapter makes sense with.
             on_five_stars: stretch ratings of any other scale onto 1 to 5, for a chapter that
-                only asks which have two stars and more; see `rectutor.own_table.on_five_stars`.
+                only asks which have two stars and more; see `own_table.on_five_stars`.
 
         Raises:
             ValueError: the data set lacks something the chapter needs; the message says what.
