@@ -197,8 +197,8 @@ class Run:
     def baselines(self, split: Split) -> dict[str, Recommender]:
         """The baselines of a table this size, fitted; prints what is left out, and why.
 
-        See `standard_baselines`; of a catalogue whose item-item matrix does
-        not fit in memory it is popularity alone.
+        See `standard_baselines`; of a catalogue whose item-item matrix does not fit in memory
+        they are popularity and ALS.
         """
         from rectutor import first_minute
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rectutor import _own_columns, _table_file, results
+from rectutor.ratings import to_label, to_stars
 
 if TYPE_CHECKING:
     from rectutor.data import Dataset
@@ -123,14 +124,13 @@ def on_five_stars(data: Dataset) -> Dataset:
     Args:
         data: any data set; one on the scale of 1 to 5 is returned as it is.
     """
-    low, high = data.rating_scale
     if not data.has_ratings:
         ratings = data.ratings.assign(rating=np.int8(5))
-    elif (low, high) == (1, 5):
+    elif data.rating_scale == (1, 5):
         return data
     else:
-        stars = 1 + 4 * (data.ratings["rating"].astype(np.float32) - low) / (high - low)
-        ratings = data.ratings.assign(rating=stars)
+        labels = to_label(data.ratings["rating"], data.rating_scale)
+        ratings = data.ratings.assign(rating=to_stars(labels))
     return replace(data, ratings=ratings, rating_scale=(1.0, 5.0))
 
 

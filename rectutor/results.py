@@ -70,6 +70,11 @@ def folder() -> Path:
         found = Path(override)
     else:
         found = root / "_build" / "results" if root else Path.cwd() / "results"
+    return of_table(found)
+
+
+def of_table(found: Path) -> Path:
+    """`found` itself, or its folder for the table of one's own that `RECTUTOR_DATA` names."""
     own = os.environ.get("RECTUTOR_DATA")
     return found / "own" / own_name(own) if own else found
 

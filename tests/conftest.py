@@ -48,3 +48,15 @@ def pytest_runtest_setup(item):
     if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
         reason = "NOT TESTED: PyTorch is missing; `make setup-test` says how to get it"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A folder with a made-up artefact, see `artefacts.parts`."""
+    import artefacts
+
+    from rectutor import artefact
+
+    place = tmp_path_factory.mktemp("served")
+    artefact.write(place, **artefacts.parts())
+    return place

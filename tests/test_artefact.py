@@ -11,15 +11,8 @@ from rectutor.artefact import ArtefactError, Service, UnknownMovies, write
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("served")
-    write(place, **artefacts.parts())
-    return place
-
-
-@pytest.fixture(scope="module")
-def service(folder):
-    return Service.load(folder)
+def service(served):
+    return Service.load(served)
 
 
 def by_hand(parts, history, k, exclude=()):
@@ -73,7 +66,7 @@ def test_without_a_history_the_popular_ones_come(service):
     assert [movie.id for movie in service.recommend([], 3, wanted[:2])] == wanted[2:5]
 
 
-def test_a_wide_index_finds_what_exact_search_finds(folder, tmp_path):
+def test_a_wide_index_finds_what_exact_search_finds(served, tmp_path):
     write(
         tmp_path, **artefacts.parts() | {"index_kind": "IVF4,Flat", "index_parameters": "nprobe=4"}
     )
@@ -320,8 +313,8 @@ def test_the_same_contents_have_the_same_id_and_writing_repairs(tmp_path):
     assert (version / "items.npy").stat().st_mtime_ns == before
 
 
-def test_the_manifest_tells_what_it_was_told(folder, service):
-    told = json.loads((folder / service.id / "manifest.json").read_text())
+def test_the_manifest_tells_what_it_was_told(served, service):
+    told = json.loads((served / service.id / "manifest.json").read_text())
     assert told["metrics"] == {"NDCG@10": 0.1}
     assert told["data"]["name"] == "made up"
     assert set(told["versions"]) == {"numpy", "onnxruntime", "faiss-cpu"}

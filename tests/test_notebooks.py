@@ -234,12 +234,17 @@ def test_a_cell_changed_on_one_side_is_noticed(tmp_path, monkeypatch):
         test_script_and_notebook_hold_the_same_cells(name)
 
 
+def lines_of_code(source):
+    """No comments, none blank."""
+    return len(re.findall(r"^[^\S\n]*[^\s#]", source, re.M))
+
+
 @EACH
 def test_no_cell_is_longer_than_a_screen(name):
     for number, cell in enumerate(code_cells(source(name)), start=1):
         body = ast.parse(cell.source).body
         limit = 60 if len(body) == 1 and isinstance(body[0], ast.ClassDef) else 40
-        lines = len(re.findall(r"^[^\S\n]*[^\s#]", cell.source, re.M))  # no comments, none blank
+        lines = lines_of_code(cell.source)
         assert lines <= limit, f"code cell {number}: {lines} lines of at most {limit}"
 
 
@@ -259,7 +264,7 @@ LONGER = {
 def test_a_chapter_is_no_longer_than_readers_finish(name):
     cells = source(name).cells
     code = "\n".join(cell.source for cell in code_cells(source(name)))
-    lines = len(re.findall(r"^[^\S\n]*[^\s#]", code, re.M))
+    lines = lines_of_code(code)
     words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
     most_lines, most_words = LONGER.get(name, LIMIT)
     assert lines <= most_lines

@@ -22,15 +22,8 @@ QUICKLY = ("--every", "0.05")  # looks for another version 20 times a second
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("served")
-    write(place, **artefacts.parts())
-    return place
-
-
-@pytest.fixture(scope="module")
-def running(folder):
-    with load.started(folder, *QUICKLY) as service:
+def running(served):
+    with load.started(served, *QUICKLY) as service:
         yield service
 
 
@@ -44,13 +37,13 @@ def ask(client, **question):
     return client.post("/recommendations", json=question)
 
 
-def test_the_service_loads_no_framework(folder):
+def test_the_service_loads_no_framework(served):
     code = (
         "import sys; from rectutor import serve; serve.create_app(sys.argv[1]);"
         "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, served], capture_output=True, text=True, check=True
     )
     loaded = set(done.stdout.split())
     assert not loaded & {"keras", "jax", "tensorflow", "torch", "pandas", "scipy", "matplotlib"}
@@ -58,27 +51,27 @@ def test_the_service_loads_no_framework(folder):
 
 
 @pytest.mark.parametrize("history", [[10], [20, 600, 30], [10 * n for n in range(1, 41)]])
-def test_it_answers_what_the_artefact_recommends(history, client, folder):
+def test_it_answers_what_the_artefact_recommends(history, client, served):
     answer = ask(client, history=history, k=7, exclude=[500]).raise_for_status().json()
-    wanted = Service.load(folder).recommend(history, 7, [500])
+    wanted = Service.load(served).recommend(history, 7, [500])
     assert answer == {
         "recommendations": [vars(movie) for movie in wanted],
         "basis": "history",
-        "artefact": artefact.current(folder),
+        "artefact": artefact.current(served),
     }
     serve.Answer.model_validate(answer)
 
 
-def test_without_a_history_it_answers_by_popularity(client, folder):
+def test_without_a_history_it_answers_by_popularity(client, served):
     answer = ask(client, history=[]).raise_for_status().json()
     assert answer["basis"] == "popularity"
-    assert answer["recommendations"] == [vars(m) for m in Service.load(folder).recommend([])]
+    assert answer["recommendations"] == [vars(m) for m in Service.load(served).recommend([])]
 
 
-def test_health_says_what_is_served(client, folder):
+def test_health_says_what_is_served(client, served):
     assert client.get("/health").raise_for_status().json() == {
         "status": "ok",
-        "artefact": artefact.current(folder),
+        "artefact": artefact.current(served),
         "movies": artefacts.SIZE,
         "max_k": artefacts.CANDIDATES,
         "searches": "exact",
@@ -350,8 +343,8 @@ def test_a_load_needs_something_to_do(named, running):
 
 
 @pytest.mark.long
-def test_the_load_generator_prints_what_it_found(folder, capsys):
-    assert load.main([str(folder), "--seconds", "0.1"]) == 0
+def test_the_load_generator_prints_what_it_found(served, capsys):
+    assert load.main([str(served), "--seconds", "0.1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:6]] == ["1", "8", "64", "64"]
 
@@ -365,6 +358,6 @@ def test_nothing_to_serve_is_said_in_one_line(tmp_path, capsys):
         load.started(tmp_path).__enter__()
 
 
-def test_a_port_in_use_is_said_in_one_line(folder, running, capsys):
-    assert serve.main([str(folder), "--port", running.url.rsplit(":", 1)[1]]) == 1
+def test_a_port_in_use_is_said_in_one_line(served, running, capsys):
+    assert serve.main([str(served), "--port", running.url.rsplit(":", 1)[1]]) == 1
     assert "rectutor.serve: " in capsys.readouterr().err

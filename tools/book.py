@@ -232,10 +232,8 @@ def stamp(name: str) -> dict[str, Any]:
 
 
 def measured_file(name: str) -> Path:
-    """Where a chapter's results lie when it has run here; see `rectutor.results.folder`."""
-    own = os.environ.get("RECTUTOR_DATA")
-    folder = BUILD / "results"
-    return (folder / "own" / results.own_name(own) if own else folder) / f"{name}.json"
+    """Where a chapter's results lie when it has run here."""
+    return results.of_table(BUILD / "results") / f"{name}.json"
 
 
 def results_hash(name: str) -> str:
@@ -348,9 +346,9 @@ def run(names: list[str], force: bool, jobs: int = 1) -> None:
     # what is measured anew makes the chapters stale that read it
     stale = [name for name in wanted if name in stale or (name in reads and stale)]
     with Progress({name: cell_seconds(name) for name in stale}, jobs=jobs) as progress:
-        for group in ([name for name in wanted if name not in reads], reads):
+        for reading in (False, True):
             ready = []
-            for name in [name for name in wanted if name in group]:
+            for name in [name for name in wanted if (name in reads) == reading]:
                 if not force and is_current(name):
                     progress.say(f"{name}: unchanged since it was last executed")
                 else:
@@ -361,7 +359,7 @@ def run(names: list[str], force: bool, jobs: int = 1) -> None:
 def execute_side_by_side(names: list[str], progress: Progress, jobs: int) -> None:
     """Execute chapters, the longest first where several run at once; a failure ends all."""
     if jobs > 1:
-        names = sorted(names, key=lambda name: -sum(cell_seconds(name)))
+        names = sorted(names, key=lambda name: -sum(progress.expected[name]))
     running: dict[str, NotebookClient] = {}
 
     def one(name: str) -> None:
