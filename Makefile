@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export GLIBC_TUNABLES = glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test book html chapter serve record scripts check test lint unit notebooks pages \
+.PHONY: help setup setup-test book html pdf chapter serve record scripts check test lint unit notebooks pages \
 	missing backends notebooks-only bench bench-peers study test-nightly mutation linkcheck \
 	audit repository edition development edition-check lock clean
 
@@ -42,6 +42,9 @@ book: setup  ## execute the chapters that changed, then render the book; nothing
 
 html: setup  ## render the book without executing anything
 	@$(PY) -m tools.book render
+
+pdf: setup-test html  ## print the rendered book to _build/book.pdf, where there is a Chromium
+	@$(PY) -m tools.pdf
 
 chapter: setup  ## execute one chapter: make chapter NAME=ranking
 	@$(PY) -m tools.book run --force $(or $(NAME),$(error say which: make chapter NAME=ranking))
@@ -109,7 +112,7 @@ test-nightly: setup-test  ## the long versions of the tests
 bench: setup-test  ## measure the book beside its peers, and write its page (25 minutes)
 	@$(PY) -m benchmarks.bench
 
-bench-peers: setup  ## measure RecBole in an environment of its own, for the same page
+bench-peers: setup  ## measure myFM and RecBole in environments of their own, for the same page
 	@PYTHON="$(PYTHON)" sh benchmarks/peers.sh
 	@$(PY) -m benchmarks.report write
 

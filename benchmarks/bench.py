@@ -23,7 +23,6 @@ from benchmarks.measure import GROUPS, RESULTS, ROOT, Row, machine, newest, stor
 
 MODULES = {
     "preparation": "preparation",
-    "serving": "serving",
     "start-up": "startup",
     "throughput": "throughput",
     "time to quality": "time_to_quality",
@@ -151,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"figures in {file.relative_to(ROOT)}; the stored run is as it was")
     else:
         file = write(run, RESULTS)
-        report.PAGE.write_text(report.wanted(), encoding="utf-8")
+        report.write()
         print(f"stored {file.relative_to(ROOT)} and wrote {report.PAGE.relative_to(ROOT)}")
     return 1 if fallen or failed else 0
 

@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 #: The groups of rows, in the order they run and are shown.
-GROUPS = ("preparation", "serving", "start-up", "throughput", "time to quality")
+GROUPS = ("preparation", "start-up", "throughput", "time to quality")
 
 LIBRARIES = ("rectutor", "keras", "keras-rs", "keras-hub", "jax", "tensorflow", "torch")
-LIBRARIES += ("numpy", "pandas", "faiss-cpu")
+LIBRARIES += ("numpy", "pandas")
 
 #: Tells a child process where its payload goes.
 _OUTPUT = "RECTUTOR_BENCH_OUTPUT"
@@ -124,7 +124,7 @@ def in_child(
     """Run `python -m module arguments` in a fresh process, from the root of the repository.
 
     Args:
-        module: the module, as `"benchmarks.serving"`. It hands its figures back with `finish`.
+        module: the module, as `"benchmarks.startup"`. It hands its figures back with `finish`.
         arguments: its command line.
         environment: variables to set besides those of this process.
         timeout: seconds after which the process is ended.
@@ -252,6 +252,13 @@ def _told(file: str, field: str) -> str | None:
 def store(stored: Mapping[str, Any], file: Path) -> Path:
     """Write a file that `newest` finds, in one step."""
     return write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", file)
+
+
+def store_rows(rows: Sequence[Mapping[str, Any]], *files: Path) -> None:
+    """Write a list, a row a line, to each of the files."""
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    for file in files:
+        write_text(f"[\n{lines}\n]\n", file)
 
 
 def newest(

@@ -1,6 +1,8 @@
 #!/bin/sh
-# Measure RecBole in a virtual environment of its own ($PEERS, .venv-peers), made with $PYTHON if
-# there is none. Arguments go to benchmarks/recbole_peer.py: --cap-minutes 15, --models SASRec GRU4Rec.
+# Measure myFM and RecBole, each in a virtual environment of its own (.venv-myfm, and $PEERS or
+# .venv-peers), made with $PYTHON if there is none. Arguments go to benchmarks/recbole_peer.py:
+# --cap-minutes 15, --models SASRec GRU4Rec.
+# With `million` first: RecTools' SASRec on MovieLens 1M (.venv-rectools); see rectools_peer.py.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -11,11 +13,24 @@ PEERS="${PEERS:-.venv-peers}"
         "Python 3.11 or 3.12: make PYTHON=python3.12 bench-peers" >&2
     exit 1
 }
-if ! cmp -s benchmarks/requirements-peers.txt "$PEERS/.ready"; then
-    [ -x "$PEERS/bin/python" ] || "$PYTHON" -m venv "$PEERS"
-    echo "installing RecBole into $PEERS (some minutes the first time)"
-    "$PEERS/bin/python" -m pip install --quiet -r benchmarks/requirements-peers.txt
-    "$PEERS/bin/python" -m pip install --quiet --no-deps recbole==1.2.1
-    cp benchmarks/requirements-peers.txt "$PEERS/.ready"
+
+environment() { # ENVIRONMENT REQUIREMENTS [PACKAGE]: up to date; PACKAGE without what it depends on
+    cmp -s "$2" "$1/.ready" && return
+    [ -x "$1/bin/python" ] || "$PYTHON" -m venv "$1"
+    echo "installing $2 into $1 (some minutes the first time)"
+    "$1/bin/python" -m pip install --quiet -r "$2"
+    [ -z "${3:-}" ] || "$1/bin/python" -m pip install --quiet --no-deps "$3"
+    cp "$2" "$1/.ready"
+}
+
+if [ "${1:-}" = million ]; then
+    shift
+    environment .venv-rectools benchmarks/requirements-rectools.txt
+    exec .venv-rectools/bin/python -m benchmarks.rectools_peer "$@"
 fi
+
+environment .venv-myfm benchmarks/requirements-myfm.txt
+.venv-myfm/bin/python -m benchmarks.myfm_peer
+
+environment "$PEERS" benchmarks/requirements-peers.txt recbole==1.2.1
 exec "$PEERS/bin/python" -m benchmarks.recbole_peer "$@"

@@ -1,28 +1,45 @@
-"""The benchmarks as text and as a page of the book, from what was stored.
+"""The benchmarks as text, as a page of the book with its pictures, and as tables in a file.
 
-usage: python -m benchmarks.report write   put the stored figures into book/benchmarks.md
-       python -m benchmarks.report check   exit 1 if the page shows something else
+usage: python -m benchmarks.report write   put the stored figures into `book/benchmarks.md`, its
+                                           pictures and `benchmarks/tables.md`
+       python -m benchmarks.report check   exit 1 if one of them shows something else
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
-from benchmarks.measure import GROUPS, ROOT, Row, newest
+from benchmarks import pictures
+from benchmarks.measure import GROUPS, RESULTS, ROOT, Row, newest
+from rectutor import results as stored_results
+from rectutor import study
+from rectutor.environment import write_text
+from tools import book, repository
 
 PAGE = ROOT / "book" / "benchmarks.md"
+MILLION = ROOT / "book" / "million.md"
+TABLES = ROOT / "benchmarks" / "tables.md"
+PICTURES = ROOT / "book" / "_static"
+PROMISES = ROOT / "benchmarks" / "promises.md"
+TIMES = ROOT / "notebooks" / "times.json"
+SEARCH = RESULTS / "search.json"
+
+#: How the backends beside JAX are called.
+BACKENDS = {"tensorflow": "TensorFlow", "torch": "PyTorch"}
 
 #: A dated run of `make bench`; those of other commands have a word before the date.
 RUNS = "[0-9]*.json"
 
 TITLES = {
     "preparation": "Preparation: ratings to training windows",
-    "serving": "Serving: ten movies for one user, and for many",
     "start-up": "Start-up, and the whole book",
     "throughput": "Training throughput",
     "time to quality": "Time to quality",
@@ -32,17 +49,9 @@ EXPLANATIONS = {
     "preparation": """\
 Tables of synthetic ratings, with as many users and movies as MovieLens has at that size, become
 the windows the chapters train on. The reference does the same in plain Python, one row at a time,
-as the documented recipes do ([C17](corrections.md)): both make the same windows, which is checked,
-and negatives that no user has watched, which is checked too. Memory is what the process grows by
-beyond the table, in multiples of the table.""",
-    "serving": """\
-Who is asked: "which ten movies, of those the user has not seen?" Vectors are 64 wide, movies and
-users lie around 200 common tastes, and popular movies have longer vectors; a user has seen a
-hundred. Brute force on JAX is one compiled call (product, mask, `top_k`); the reference is the
-same in NumPy. The approximate index, FAISS's inverted file, looks only among the movies of the 16
-nearest clusters; its *recall* is the share of the exact ten that it finds. We take FAISS because
-it ranks by inner product, as our models do, builds an index of a million movies in seconds, and
-installs as one wheel without a compiler.""",
+as the documented recipes do ([C17](../book/corrections.md)): both make the same windows, which is
+checked, and negatives that no user has watched, which is checked too. Memory is what the process
+grows by beyond the table, in multiples of the table.""",
     "start-up": """\
 How long until something happens: a fresh process that imports the package, one that trains the
 first step of a chapter's model (imports, data, building and compiling included), and the chapters
@@ -60,20 +69,96 @@ the [chapter](../notebooks/sasrec.ipynb) now not at all), and RecBole's model le
 }
 
 INTRODUCTION = """\
-# Benchmarks
+# The benchmarks' tables
 
-This page sets the book beside what you would use instead: plain Python, NumPy, a hand-written loop,
+These tables set the book beside what you would use instead: plain Python, a hand-written loop,
 another library. Ratios come first, because they mean something on your machine too; more is
 better for us in every one of them. The absolute figures beside them are of the machine named
 below. A figure is the median of its runs, with the lowest and the highest in brackets; warm-up and
 compilation are apart. What was aimed at and not reached stays in the tables, with what limits it.
 
 No figure here is typed in: `make bench` measures, stores a dated file in `benchmarks/results/`, and
-writes this page. It fails where a ratio has fallen by more than 15 % since the last stored run on
-the same kind of machine (not counting ratios to our own models on JAX and to RecBole's stored run).
-`make bench-peers` measures the other library. How good the models are, over seeds and orders of
-ties, is the study's matter (`make study`): see the [leaderboard](../notebooks/leaderboard.ipynb).
+writes this file and [the book's page](../book/benchmarks.md). It fails where a ratio has fallen by
+more than 15 % since the last stored run on the same kind of machine (not counting ratios to our own
+models on JAX and to RecBole's stored run). `make bench-peers` measures the other libraries.
 """
+
+PAGE_TEXT = """\
+# Benchmarks and reliability
+
+What this book costs to run, beside what you would use instead, and what you may rely on. No figure
+here is typed in: `make bench` and `make record` measure, and write this page. The rest is in [the
+large tables]({tables}). How good the models are is another matter: see the
+[leaderboard](../notebooks/leaderboard.ipynb).
+
+## What a chapter costs
+
+```{{raw}} html
+:file: _static/bench-chapters.svg
+```
+
+Minutes that each notebook took when the outputs you see were made, on {device}. Most of it is
+training; with `RECTUTOR_PROFILE=smoke` a chapter trains for a moment only.
+
+## Backends
+
+```{{raw}} html
+:file: _static/bench-backends.svg
+```
+
+Keras runs on JAX, TensorFlow and PyTorch. A bar is how fast the same model trains on the other two,
+in steady state, where JAX is 1. {machine}
+
+## Exact against approximate search
+
+```{{raw}} html
+:file: _static/bench-search.svg
+```
+
+Milliseconds to find the {found} best of a catalogue for one query, one thread. The approximate
+indexes look only as far as they must to find {goal:.0%} of the exact answer, on other queries than
+those that are timed. The vectors are made up, in clusters ({where});
+[serving](../notebooks/serving.ipynb) asks the same of a trained model's.
+
+## Beside what you would use instead
+
+{ratios}
+
+{met} of {aimed} targets are met, those of memory and start-up included. {unmet}RecBole was stopped
+after {cap:g} minutes a model, before it was as good: "> " says so.
+
+"""
+
+MILLION_TEXT = """\
+# A million ratings
+
+How good is the book's [SASRec](../notebooks/sasrec.ipynb) on ten times as many ratings? No figure
+here is typed in: `python -m benchmarks.million` and `sh benchmarks/peers.sh million` measure, and
+write this page.
+
+```{{raw}} html
+:file: _static/bench-million.svg
+```
+
+{table}
+
+The file is MovieLens 1M as the SASRec paper prepared it: {users:,} users, {movies:,} movies,
+{interactions:,} interactions, *without* the last two movies of each user, on which the papers
+choose and test. So a user's last movie here is one step earlier than theirs, and [their
+figures](../notebooks/leaderboard.ipynb) tell how good is good, not who is ahead. All else is [the
+book's protocol](evaluation.md): all movies compete, those seen are left out, in brackets is the
+95 % interval over users.
+
+Ours is the [levers'](../notebooks/sasrec_levers.ipynb) best combination with the settings of
+`full`, but for {changed}: one set of settings, decided before any run. Validation chose the
+epoch, {best} of {epochs}; the end came when {patience} epochs brought nothing better, or after
+the hours that were set. The test was asked once, without training anew. The hours are those of
+one core. {aim}
+
+{peer}"""
+
+#: NDCG@10 that was aimed at on the last movie of this file.
+MILLION_AIM = 0.205
 
 
 def text_tables(rows: Iterable[Row]) -> str:
@@ -141,12 +226,17 @@ def by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return {group: found for group, found in groups.items() if found}
 
 
-def page(run: dict[str, Any], peers: dict[str, Any] | None) -> str:
-    """The page of the book.
+def tables(
+    run: dict[str, Any],
+    peers: dict[str, Any] | None = None,
+    sampled: dict[str, Any] | None = None,
+) -> str:
+    """The file with every figure.
 
     Args:
         run: what `make bench` stored.
-        peers: what `make bench-peers` stored, if it ever ran.
+        peers: what `make bench-peers` stored of RecBole, if it ever ran.
+        sampled: what it stored of myFM, likewise.
     """
     groups = by_group(map(Row.from_dict, run["rows"]))
     aimed = [row for of_group in groups.values() for row in of_group if row.target]
@@ -162,7 +252,74 @@ def page(run: dict[str, Any], peers: dict[str, Any] | None) -> str:
         limits = [f"- {row.case}: {row.limit}." for row in of_group if row.limit]
         if limits:
             parts += ["What limits the targets that are not met:\n\n" + "\n".join(limits) + "\n"]
+    if sampled:
+        parts += [sampled_table(sampled) + "\n"]
     return "\n".join(parts)
+
+
+def page(run: dict[str, Any], peers: dict[str, Any], search: list[dict[str, Any]]) -> str:
+    """The page of the book, without its pictures.
+
+    Args:
+        run: what `make bench` stored.
+        peers: what `make bench-peers` stored.
+        search: what `python -m benchmarks.search` stored.
+    """
+    here = repository.settings()
+    rows = [Row.from_dict(row) for row in run["rows"]]
+    aimed = [row for row in rows if row.target]
+    compared = [row for row in aimed if row.ratio is not None and str(row.target).endswith("times")]
+    shown = pd.DataFrame(
+        {
+            "what": f"{row.group}: {row.case}",
+            "beside": str(row.reference).partition(",")[0],
+            "times as fast": ("> " if "more than" in str(row.reference) else "")
+            + number(row.ratio or 0),
+            "aim": str(row.target).removesuffix(" times"),
+        }
+        for row in compared
+    )
+    unmet = [f"Not met: {row.name} ({row.limit}). " for row in aimed if not row.met]
+    return PAGE_TEXT.format(
+        tables=f"https://github.com/{here['repository']}/blob/{here['ref']}/benchmarks/tables.md",
+        machine=described(run).partition(", with")[0] + ".",
+        found=search[0]["found"],
+        goal=search[0]["goal"],
+        where=f"{search[0]['date']}, {search[0]['machine']}",
+        ratios=as_markdown(shown),
+        met=len(aimed) - len(unmet),
+        aimed=len(aimed),
+        unmet="".join(unmet),
+        cap=peers["cap_minutes"],
+        device=stored_results.read(ROOT / "results" / "sasrec.json")["device"],
+    ) + PROMISES.read_text(encoding="utf-8")
+
+
+def drawn(run: dict[str, Any], search: list[dict[str, Any]]) -> dict[str, str]:
+    """The pictures, by file name."""
+    times = json.loads(TIMES.read_text(encoding="utf-8"))
+    minutes = {
+        entry["title"]: sum(times[name]) / 60
+        for name, entry in book.registry().items()
+        if name in times
+    }
+    rows = [Row.from_dict(row) for row in run["rows"] if row["group"] == "throughput"]
+    speed = {
+        name: {
+            row.case.removesuffix(f", {other}"): row.ratio or 0.0
+            for row in rows
+            if row.reference == "jax" and row.case.endswith(f", {other}")
+        }
+        for other, name in BACKENDS.items()
+    }
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in search:
+        curves.setdefault(row["index"], []).append((row["items"], row["ms"]))
+    return {
+        "bench-chapters.svg": pictures.bars({"": minutes}, "minutes", "{:.1f}"),
+        "bench-backends.svg": pictures.bars(speed, "times the speed of JAX", "{:.2f}", line=1.0),
+        "bench-search.svg": pictures.curves(curves, "items", "ms"),
+    }
 
 
 def targets_table(rows: list[Row]) -> str:
@@ -195,6 +352,86 @@ def peers_table(peers: dict[str, Any]) -> str:
     )
 
 
+#: Whose stars stand beside a sampled machine's: arms of the study that are given two ids.
+TWO_IDS = ("one member", "made right, ids only", "who rated what")
+
+
+def sampled_table(sampled: dict[str, Any]) -> str:
+    """A factorization machine sampled by Gibbs, beside models of the ranking chapter's study."""
+    whose = f"myFM, rank {sampled['rank']}, {sampled['samples']} samples"
+    means = {name: fmean(each["rmse"] for each in runs) for name, runs in sampled["runs"].items()}
+    rows = [(whose, *(f"{mean:.3f}" for mean in means.values()))]
+    arms = study.read().arms
+    for name in TWO_IDS:
+        found = [arms.get(f"ranking/{part}{name}") for part in ("", "folds: ")]
+        stars = [f"{4 * arm.metrics['rmse'].value:.3f}" if arm else "not run" for arm in found]
+        rows.append((f"ranking chapter: {name}", *stars))
+    seconds = [each["seconds"] for runs in sampled["runs"].values() for each in runs]
+    machine = sampled["machine"]
+    return (
+        "## Ranking beside a sampled factorization machine\n\n"
+        "RMSE in stars on 100K, lower is better, from the two ids alone: the random split of the "
+        "ranking chapter, mean over seeds, and the mean of GroupLens's five folds. myFM's runs "
+        f"took {min(seconds):.0f} to {max(seconds):.0f} s each on {machine['cpu']}, "
+        f"{machine['cores']} cores.\n\n"
+        + as_markdown(pd.DataFrame(rows, columns=["model", *means]))
+    )
+
+
+def million_rows(run: dict[str, Any], peer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What was measured on MovieLens 1M, best first, each with its training if it had one."""
+    told: list[dict[str, Any]] = []
+    for of in filter(None, (run, peer)):
+        seconds = sum(epoch["seconds"] for epoch in of["epochs"])
+        trained = {"epochs": len(of["epochs"]), "hours": seconds / 3600}
+        told += [row | (trained if "SASRec" in row["model"] else {}) for row in of["test"]]
+    return sorted(told, key=lambda row: -row["ndcg"][0])
+
+
+def million_page(run: dict[str, Any], peer: dict[str, Any] | None) -> str:
+    """The page of MovieLens 1M, without its picture.
+
+    Args:
+        run: what `python -m benchmarks.million --test` stored.
+        peer: what `sh benchmarks/peers.sh million --test` stored, if it ever ran.
+    """
+
+    def cell(ends: list[float]) -> str:
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*ends)
+
+    rows = million_rows(run, peer)
+    shown = pd.DataFrame(
+        {
+            "model": row["model"],
+            "HR@10": cell(row["hit_rate"]),
+            "NDCG@10": cell(row["ndcg"]),
+            "epochs": str(row.get("epochs", "")),
+            "hours": f"{row['hours']:.1f}" if "hours" in row else "",
+        }
+        for row in rows
+    )
+    reached = next(row["ndcg"][0] for row in run["test"] if "SASRec" in row["model"])
+    verdict = "reached" if reached >= MILLION_AIM else "not reached"
+    beside = ""
+    if peer:
+        version = peer["machine"]["versions"]["RecTools"]
+        beside = f"""RecTools' SASRec has the defaults of version {version} (wider, on each user's
+latest hundred movies), the same stopping rule and the same split."""
+    return (
+        MILLION_TEXT.format(
+            table=as_markdown(shown),
+            **run["data"],
+            changed=", ".join(f"`{name}={value}`" for name, value in run["changed"].items()),
+            best=run["best"]["epoch"],
+            epochs=len(run["epochs"]),
+            patience=run["patience"],
+            aim=f"We aimed at an NDCG@10 of {MILLION_AIM}: {verdict}.",
+            peer=beside,
+        ).rstrip()
+        + "\n"
+    )
+
+
 def described(run: dict[str, Any]) -> str:
     """When and on what it was measured."""
     machine = run["machine"]
@@ -206,32 +443,50 @@ def described(run: dict[str, Any]) -> str:
     )
 
 
-def wanted() -> str:
-    """The page as the stored files have it.
+def wanted() -> dict[Path, str]:
+    """What the files should hold, as the stored figures have it.
 
     Raises:
-        SystemExit: nothing was stored yet.
+        SystemExit: something was not stored yet.
     """
-    run = newest(RUNS)
-    if run is None:
-        raise SystemExit("benchmarks/results/ has no run: `make bench` stores one")
-    return page(run, newest("peers-*.json"))
+    run, peers, sampled = (newest(names) for names in (RUNS, "peers-*.json", "myfm-*.json"))
+    if run is None or peers is None or sampled is None or not SEARCH.is_file():
+        raise SystemExit(
+            "benchmarks/results/ lacks a run: `make bench`, `make bench-peers` and "
+            "`python -m benchmarks.search` store one each"
+        )
+    search = json.loads(SEARCH.read_text(encoding="utf-8"))
+    pages = {PAGE: page(run, peers, search), TABLES: tables(run, peers, sampled)}
+    pages |= {PICTURES / name: text for name, text in drawn(run, search).items()}
+    if million := newest("million-[0-9]*.json"):
+        peer = newest("million-rectools-*.json")
+        ndcg = {row["model"]: row["ndcg"][0] for row in million_rows(million, peer)}
+        pages[MILLION] = million_page(million, peer)
+        pages[PICTURES / "bench-million.svg"] = pictures.bars({"": ndcg}, "NDCG@10", "{:.3f}")
+    return pages
+
+
+def write() -> None:
+    """Write the page, its pictures and the tables."""
+    for path, text in wanted().items():
+        write_text(text, path)
 
 
 def main() -> int:
-    """Run the command line; 0 when the page shows what was stored."""
-    text = wanted()
+    """Run the command line; 0 when the files show what was stored."""
     if sys.argv[1:] == ["write"]:
-        PAGE.write_text(text, encoding="utf-8")
+        write()
         return 0
-    if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        print(
-            "book/benchmarks.md shows other figures than benchmarks/results/ and results/: "
-            "run `python -m benchmarks.report write`",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+    status = 0
+    for path, text in wanted().items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            print(
+                f"{path.relative_to(ROOT)} shows other figures than benchmarks/results/ and "
+                "notebooks/times.json: run `python -m benchmarks.report write`",
+                file=sys.stderr,
+            )
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A model trains as in its chapter: the functions that compile and fit are the chapter's own, called
 with its `quick` settings. Epochs are the stretches that are timed; the first one, in which the
-step is compiled, stands apart.
+step is compiled, stands apart. What padding and large catalogues cost is in `benchmarks.padding`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from benchmarks import padding
 from benchmarks.measure import Row, finish, in_child
 from rectutor.ratings import to_label
 from rectutor.sequences import training_windows
@@ -121,46 +122,29 @@ def ranking_documented(chapter: Chapter, epochs: int, callbacks: Callbacks) -> i
 
 
 def ranking_features(chapter: Chapter, epochs: int, callbacks: Callbacks) -> int:
-    """Train the ranking model made right, with features."""
-    code, settings, data = chapter.code, chapter.settings, chapter.data
-    x, y = code.arrays(chapter.random_part(), data.rating_scale)
-    users, movies = code.user_features(data.users, data.num_users), code.movie_features(data.movies)
-    model = code.new_feature_model(
-        x, y, users, movies, dim=settings.wide, dropout=settings.dropout, seed=chapter.seed
-    )
-    rates = {"learning_rate": settings.learning_rate, "decay": settings.decays[1]}
-    fit = chapter.fit(epochs, callbacks)
-    code.train(model, x, y, batch_size=settings.batch_size, **rates, **fit)
+    """Train the ranking chapter's ensemble, with features."""
+    code, train = chapter.code, chapter.random_part()
+    x, y = code.arrays(train, chapter.data.rating_scale)
+    features = list(code.all_features(chapter.data, train))
+    model = code.new_feature_ensemble(y, features, **code.FEATURES, seed=chapter.seed)
+    x = (*x, *code.moments(train, train))
+    code.train(model, x, y, **code.TRAINED, **chapter.fit(epochs, callbacks))
     return len(y)
 
 
 def retrieval_documented(chapter: Chapter, epochs: int, callbacks: Callbacks) -> int:
     """Train the documented retrieval model."""
-    code, train = chapter.code, chapter.random_part()
-    model = code.DocumentedRetrieval(chapter.data.num_users, chapter.data.num_movies)
-    fit = chapter.fit(epochs, callbacks)
-    code.train_documented(model, train, batch_size=chapter.settings.batch_size, **fit)
+    train, fit = chapter.random_part(), chapter.fit(epochs, callbacks)
+    chapter.code.fit_ratings(chapter.data, train, chapter.settings, **fit)
     return len(train)
 
 
 def retrieval_softmax(chapter: Chapter, epochs: int, callbacks: Callbacks) -> int:
     """Train the retrieval model made right, a softmax over the catalogue."""
-    import keras
-
     code, settings, data = chapter.code, chapter.settings, chapter.data
-    model = code.CatalogueRetrieval(
-        data.num_users, data.num_movies, settings.width, settings.dropout, True
-    )
-    code.train_catalogue(
-        model,
-        chapter.ratings,
-        users_per_batch=settings.users_per_batch,
-        optimizer=keras.optimizers.AdamW(
-            settings.learning_rate, weight_decay=settings.weight_decay
-        ),
-        smoothing=settings.smoothing,
-        **chapter.fit(epochs, callbacks),
-    )
+    model = code.Towers(data.num_users, data.num_movies, settings.width, settings.dropout)
+    how = {"kind": code.STEPS["catalogue softmax, history"], **chapter.fit(epochs, callbacks)}
+    code.train_towers(model, chapter.ratings, settings, **how)
     return chapter.ratings["user_id"].nunique()
 
 
@@ -168,12 +152,11 @@ def multi_task_joint(chapter: Chapter, epochs: int, callbacks: Callbacks) -> int
     """Train the joint model made right."""
     code, settings, data = chapter.code, chapter.settings, chapter.data
     table = chapter.ratings.assign(label=to_label(chapter.ratings["rating"], data.rating_scale))
-    sizes = {"num_users": data.num_users, "num_movies": data.num_movies, "width": settings.width}
-    how = {"rate": settings.learning_rate, "decay": settings.weight_decay}
-    fit = chapter.fit(epochs, callbacks) | {"batch_size": settings.batch}
-    code.train_joint(table, settings.alphas[0], sizes, **how, **fit)
-    size = min(settings.batch, len(table))
-    return max(1, round(len(table) / size)) * size
+    sizes = data.num_users, data.num_movies
+    model = code.JointModel(*sizes, settings.members, settings.dim)
+    fit = chapter.fit(epochs, callbacks)
+    code.train_joint(model, table, table, (1, 1), settings, fit.pop("seed"), **fit)
+    return len(table)
 
 
 def gru4rec(chapter: Chapter, epochs: int | None, callbacks: Callbacks) -> int:
@@ -313,6 +296,7 @@ def measure(quick: bool = False) -> list[Row]:
     if not quick:
         found, peak = measured("bare", SEQUENCE_USERS, "jax")
         rows += beside_rows(found["rates"], peak)
+        rows += padding.measure()
     return rows
 
 

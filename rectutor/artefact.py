@@ -15,12 +15,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -135,6 +137,7 @@ def build_index(items: np.ndarray, kind: str = "HNSW32,Flat", parameters: str = 
     """
     import faiss
 
+    faiss.omp_set_num_threads(1)  # a query is too small to share
     try:
         index = faiss.index_factory(items.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         rows = np.ascontiguousarray(items[1:], np.float32)
@@ -150,9 +153,17 @@ def build_index(items: np.ndarray, kind: str = "HNSW32,Flat", parameters: str = 
     return index
 
 
+def recall(index: faiss.Index, items: np.ndarray, states: np.ndarray, k: int) -> float:
+    """The share of the k best items of each state `(B, d)` that the index finds."""
+    exact = np.argsort(-(states @ items[1:].T), axis=1)[:, :k]
+    found = index.search(states, k)[1]
+    return float(np.mean([np.isin(*each).mean() for each in zip(exact, found, strict=True)]))
+
+
 #: Exports a saved model from JAX, whose exporter needs the fewest libraries.
 _ON_JAX = """
 import sys, keras, numpy as np
+sys.modules["equinox"] = None  # see _without_equinox
 model = keras.saving.load_model(sys.argv[1])
 model(np.ones([size or 1 for size in model.input_shape], model.input.dtype))
 model.export(sys.argv[2], format="onnx", verbose=False)
@@ -172,7 +183,8 @@ def to_onnx(model: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         if keras.backend.backend() == "jax":
-            model.export(path, format="onnx", verbose=False)
+            with _without_equinox():
+                model.export(path, format="onnx", verbose=False)
         else:
             saved = path.with_suffix(".keras")
             model.save(saved)
@@ -180,6 +192,94 @@ def to_onnx(model: Any) -> bytes:
             jax = os.environ | {"KERAS_BACKEND": "jax"}
             subprocess.run(python, env=jax, check=True, capture_output=True)
         return path.read_bytes()
+
+
+@contextmanager
+def _without_equinox() -> Iterator[None]:
+    """Let the exporter start without what it knows of Equinox's layers.
+
+    At its first use jax2onnx loads that as well, and traces each layer: several times as long as
+    all the rest. What cannot be imported it skips, with a remark.
+    """
+    if "equinox" in sys.modules:
+        yield
+        return
+    remarks = logging.getLogger("jax2onnx.plugins.plugin_system")
+    before, remarks.disabled = remarks.disabled, True
+    sys.modules["equinox"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["equinox"]
+        remarks.disabled = before
+
+
+def gru_to_onnx(
+    movies: np.ndarray,
+    kernel: np.ndarray,
+    recurrent: np.ndarray,
+    biases: np.ndarray,
+    dense: np.ndarray,
+    bias: np.ndarray,
+    context: int,
+) -> bytes:
+    """An encoder of embedding, GRU and a dense layer by ONNX's own operator for a GRU.
+
+    `to_onnx` writes a GRU as a loop of forty small operations a movie, which takes several times as
+    long as this one. The arrays are those of Keras, in the order of `Model.get_weights`.
+
+    Args:
+        movies: `(V + 1, d)` vectors; row 0 is padding.
+        kernel: `(d, 3 * units)`.
+        recurrent: `(units, 3 * units)`.
+        biases: `(2, 3 * units)`, with `reset_after=True`, as is Keras's own choice.
+        dense: `(units, d)`.
+        bias: `(d,)`.
+        context: L, movies a window, of which padding stands before the others.
+
+    Returns:
+        A model from `history` int32 `(B, L)` to float32 `(B, d)`.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    # The latest movie first, and the GRU backwards: so padding is last, where a length cuts it off.
+    steps: list[tuple[str, str, str, dict[str, Any]]] = [
+        ("Slice", "history first last columns backwards", "latest_first", {}),
+        ("Cast", "latest_first", "seen", {"to": TensorProto.BOOL}),
+        ("Cast", "seen", "ones", {"to": TensorProto.INT32}),
+        ("ReduceSum", "ones columns", "lengths", {"keepdims": 0}),
+        ("Gather", "movies latest_first", "rows", {}),
+        ("Transpose", "rows", "inputs", {"perm": [1, 0, 2]}),
+        (
+            "GRU",
+            "inputs kernel recurrent biases lengths",
+            "all_states states",
+            {"hidden_size": len(recurrent), "linear_before_reset": 1, "direction": "reverse"},
+        ),
+        ("Squeeze", "states direction", "state", {}),
+        ("Gemm", "state dense bias", "encoded", {}),
+    ]
+    arrays = {
+        "movies": movies,
+        "kernel": kernel.T[None],
+        "recurrent": recurrent.T[None],
+        "biases": biases.reshape(1, -1),
+        "dense": dense,
+        "bias": bias,
+    }
+    places = {"first": -1, "last": -(2**62), "columns": 1, "backwards": -1, "direction": 0}
+    constants = {name: np.array([place], np.int64) for name, place in places.items()}
+    constants |= {name: np.ascontiguousarray(a, np.float32) for name, a in arrays.items()}
+    graph = helper.make_graph(
+        [helper.make_node(kind, a.split(), b.split(), **more) for kind, a, b, more in steps],
+        "encoder",
+        [helper.make_tensor_value_info("history", TensorProto.INT32, ["B", context])],
+        [helper.make_tensor_value_info("encoded", TensorProto.FLOAT, ["B", dense.shape[1]])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    model: bytes = helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString()
+    return model
 
 
 def in_int8(onnx: bytes) -> bytes:
@@ -460,6 +560,13 @@ class Service:
         scores: np.ndarray = self._ranker.run(None, {"features": told[None]})[0][0]
         return scores
 
+    def scores(self, history: np.ndarray, count: int, search: Search | None = None) -> np.ndarray:
+        """Both stages for a history of numbers: `(V + 1,)`, minus infinity but for `count`."""
+        answer = np.full(self.num_movies + 1, -np.inf, np.float32)
+        found = self.retrieve(history, count, search=search)
+        answer[found.movies] = self.rank(found)
+        return answer
+
     def trial(self, count: int) -> np.ndarray:
         """Scores of `count` candidates for whoever has watched the most popular movies."""
         return self.rank(self.retrieve(self._popular[: self._context], count, search="index"))
@@ -610,6 +717,7 @@ def _session(contents: Mapping[str, bytes], name: str, given: str, kind: str) ->
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # what an exporter left unused is no matter
     try:
         session = onnxruntime.InferenceSession(
             contents[name], options, providers=["CPUExecutionProvider"]

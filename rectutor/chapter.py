@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
 
 from rectutor import checks, display, results
 from rectutor.environment import check_writable, in_notebook, silent_stderr
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from rectutor.data import Dataset
     from rectutor.evaluation import Evaluation, Recommender
     from rectutor.splits import Split
+    from rectutor.training import BestByNDCG
 
 #: The order of the values in `Run.settings`.
 PROFILES = ("quick", "full", "smoke")
@@ -34,7 +39,8 @@ def start(name: str, quietly: Iterable[str] = (), backends: Iterable[str] = BACK
     """Begin a chapter: choose the profile, seed everything, set the plot style.
 
     Reads `RECTUTOR_PROFILE` (`quick`, `full` or `smoke`; by default `full` where the backend
-    sees a GPU, else `quick`) and `RECTUTOR_SEED` (42). Prints one line that says what was chosen.
+    sees a GPU, else `quick`), `RECTUTOR_SEED` (42) and `RECTUTOR_EXCLUDE_SEEN` (yes). Prints one
+    line that says what was chosen.
 
     Args:
         name: the chapter's name, that of its file in `notebooks/`.
@@ -47,7 +53,9 @@ def start(name: str, quietly: Iterable[str] = (), backends: Iterable[str] = BACK
             that the chapter cannot use.
         ImportError: there is no such package.
     """
-    seed = _seed()
+    from rectutor import repeats
+
+    seed, exclude_seen = _seed(), repeats.excluded()
     wanted = os.environ.get("RECTUTOR_PROFILE", "")
     if wanted and wanted not in PROFILES:
         raise ValueError(
@@ -73,7 +81,7 @@ def start(name: str, quietly: Iterable[str] = (), backends: Iterable[str] = BACK
     if not in_notebook():
         _log_to_terminal()
     print(f"chapter {name}: profile {profile}, backend {backend} on {device}, seed {seed}")
-    return Run(name, profile, seed, backend, device)
+    return Run(name, profile, seed, backend, device, exclude_seen)
 
 
 class Run:
@@ -87,15 +95,26 @@ class Run:
         seed: the one seed of the run.
         backend: the Keras backend in use.
         device: what it computes on, in words.
+        exclude_seen: whether what a user has had is not recommended again.
     """
 
-    def __init__(self, name: str, profile: str, seed: int, backend: str, device: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        profile: str,
+        seed: int,
+        backend: str,
+        device: str,
+        exclude_seen: bool = True,
+    ) -> None:
         self.name = name
         self.profile = profile
         self.seed = seed
         self.backend = backend
         self.device = device
+        self.exclude_seen = exclude_seen
         self._data: Dataset | None = None
+        self._own = False
         self._models: list[dict[str, Any]] = []
         self._facts: dict[str, int | float | str] = {}
         self._num_tables = 0
@@ -136,6 +155,7 @@ class Run:
         min_users: int = 1,
         min_movies: int = 1,
         on_five_stars: bool = False,
+        dense: bool = False,
     ) -> Dataset:
         """Load the chapter's data set and say in one line which source it came from.
 
@@ -149,12 +169,14 @@ class Run:
             min_movies: fewest movies the chapter makes sense with.
             on_five_stars: stretch ratings of any other scale onto 1 to 5, for a chapter that
                 only asks which have two stars and more; see `own_table.on_five_stars`.
+            dense: whether the chapter needs a dense item-item matrix, beyond its baselines.
 
         Raises:
-            ValueError: the data set lacks something the chapter needs; the message says what.
+            ValueError: the data set lacks something the chapter needs, or is too large for the
+                matrix; the message says what.
             OSError: the results could not be written.
         """
-        from rectutor import data, own_table
+        from rectutor import data, first_minute, own_table
 
         check_writable(results.folder(), "RECTUTOR_RESULTS")
         own = os.environ.get("RECTUTOR_DATA")
@@ -164,15 +186,60 @@ class Run:
             loaded = data.synthetic(*SMOKE_SIZE, seed=self.seed)
         else:
             loaded = data.load_movielens(name)
+        rows = "ratings" if loaded.has_ratings else "interactions"
         print(
-            f"data {loaded.name} from {loaded.source}: {len(loaded.ratings):,} ratings, "
+            f"data {loaded.name} from {loaded.source}: {len(loaded.ratings):,} {rows}, "
             f"{loaded.num_users:,} users, {loaded.num_movies:,} movies"
         )
+        if own:
+            self._say_what_it_does_with(loaded)
         loaded.require(*needs, min_users=min_users, min_movies=min_movies)
+        if dense:
+            first_minute.check_matrix_fits(loaded.num_movies)
         if on_five_stars:
             loaded = own_table.on_five_stars(loaded)
-        self._data = loaded
+        self._data, self._own = loaded, bool(own)
         return loaded
+
+    def length(self, most: int) -> int:
+        """How many of the latest items a sequence model reads.
+
+        Args:
+            most: the setting of the profile, which holds for the book's data.
+
+        Returns:
+            For a table of one's own, where it is less, what nine histories in ten fit into (a
+            multiple of 5), with a line that says so: longer windows would mostly be padding.
+        """
+        if self._data is None or not self._own:
+            return most
+        counts = np.bincount(self._data.ratings["user_id"])[1:]
+        covers = np.quantile(counts[counts > 0], 0.9)
+        found = min(most, 5 * math.ceil(covers / 5))
+        if found < most:
+            print(
+                f"windows of {found} instead of {most}: nine histories in ten have at most "
+                f"{covers:.0f}"
+            )
+        return found
+
+    def _say_what_it_does_with(self, own: Dataset) -> None:
+        """What is missing in a table of one's own, or there twice, and what becomes of it."""
+        from rectutor import repeats
+        from rectutor.first_minute import NEEDS
+        from rectutor.own_table import num_repeats
+
+        for what, present, instead in (
+            ("ratings", own.has_ratings, "every interaction counts as a like"),
+            ("timestamps", own.has_timestamps, "the order of the rows stands for it"),
+        ):
+            if not present:
+                need = [name for name, (needs, *_) in NEEDS.items() if what in needs]
+                print(f"no {what}: {instead}; {', '.join(need)} cannot be used")
+        if num_repeats(own.ratings):
+            print(repeats.said(self.name, self.exclude_seen))
+        elif not self.exclude_seen:
+            print("no user has an item twice; what a user has had competes all the same")
 
     def show(self, figure: Figure, name: str) -> None:
         """Show a figure, as `CHAPTER-name`; see `rectutor.display.show`."""
@@ -198,14 +265,29 @@ class Run:
         """The baselines of a table this size, fitted; prints what is left out, and why.
 
         See `standard_baselines`; of a catalogue whose item-item matrix does not fit in memory
-        they are popularity and ALS.
+        they are popularity and ALS. Where what a user has had competes, it is counted, too.
         """
         from rectutor import first_minute
 
-        fitted, left_out = first_minute.affordable_baselines(split)
+        fitted, left_out = first_minute.affordable_baselines(split, self.exclude_seen)
         if left_out:
             print(left_out)
         return fitted
+
+    def evaluate(self, recommender: Recommender, split: Split, **how: Any) -> Evaluation:
+        """`rectutor.evaluation.evaluate`; whether seen items compete is the run's to say."""
+        from rectutor.evaluation import evaluate
+
+        return evaluate(recommender, split, exclude_seen=self.exclude_seen, **how)
+
+    def best_by_ndcg(self, recommender: Recommender, split: Split, **how: Any) -> BestByNDCG:
+        """`rectutor.training.BestByNDCG`; whether seen items compete is the run's to say."""
+        from rectutor import repeats
+        from rectutor.training import BestByNDCG
+
+        if not self.exclude_seen:
+            recommender, split = repeats.competing(recommender, split)
+        return BestByNDCG(recommender, split, **how)
 
     def test(
         self,
@@ -220,9 +302,7 @@ class Run:
         See `rectutor.evaluation.evaluate` and, for the recipe and the seconds,
         `rectutor.results.entry`.
         """
-        from rectutor.evaluation import evaluate
-
-        found = evaluate(recommender, split, name=name)
+        found = self.evaluate(recommender, split, name=name)
         self.record(
             model=name, recipe=recipe, protocol="leave-one-out", metrics=found, seconds=seconds
         )
@@ -287,6 +367,8 @@ class Run:
     ) -> None:
         """Show models of the study side by side, and this run beside them.
 
+        On a table of one's own this run stands by itself, since the study is of MovieLens.
+
         Args:
             arms: what to call each, to its name in the study, `chapter/name`.
             metric: `"ndcg"`, `"hit_rate"` or `"rmse"`.
@@ -295,6 +377,13 @@ class Run:
         """
         from rectutor import study
 
+        if self._own and own:
+            found = {
+                "model": list(own),
+                study.METRICS[metric]: [f"{value:.3f}" for value in own.values()],
+            }
+            self.show_table(pd.DataFrame(found), "This run, on the table of yours")
+            own, caption = None, caption or "The study, of MovieLens 100K"
         self.show_table(study.read().table(dict(arms), metric, own), caption)
 
     def save(self) -> None:
@@ -323,7 +412,7 @@ class Run:
                     "num_ratings": len(data.ratings),
                 },
                 "models": self._models,
-                "facts": self._facts,
+                "facts": self._facts | ({} if self.exclude_seen else {"exclude_seen": "no"}),
             },
             results.folder() / f"{self.name}.json",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rectutor import results
@@ -112,6 +112,34 @@ def intervals(
         axes.set_xlim(0, None)
     if kinds:
         axes.legend(loc="best")
+    return figure
+
+
+def flow(
+    places: Mapping[str, tuple[float, float]], arrows: Iterable[tuple[str, str, str]]
+) -> Figure:
+    """Draw boxes and labelled arrows between them.
+
+    Args:
+        places: what stands in a box, and where its middle is: a column and a row apart is 1.
+        arrows: from which box to which, and what stands beside the arrow.
+    """
+    import matplotlib.pyplot as plt
+
+    columns, rows = zip(*places.values(), strict=True)
+    size = 1.8 * (max(columns) - min(columns) + 0.8), 1.6 * (max(rows) - min(rows) + 0.6)
+    figure, ax = plt.subplots(figsize=size)
+    for name, (x, y) in places.items():
+        box = {"boxstyle": "round,pad=0.4", "fc": "#e8f1f8", "ec": "C0"}
+        ax.text(x, y, name, bbox=box, ha="center", va="center")
+    for begin, end, text in arrows:
+        style = {"arrowstyle": "->", "shrinkA": 36, "shrinkB": 36}
+        ax.annotate("", places[end], places[begin], arrowprops=style)
+        x, y = ((a + b) / 2 for a, b in zip(places[begin], places[end], strict=True))
+        side = 0.26 if y >= sum(rows) / len(rows) else -0.26
+        ax.text(x, y + side, text, fontsize=9, ha="center", va="center")
+    ax.set(xlim=(min(columns) - 0.4, max(columns) + 0.4), ylim=(min(rows) - 0.3, max(rows) + 0.3))
+    ax.axis("off")
     return figure
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _ON = ("1", "true", "yes", "on")
-_OFF = ("", "0", "false", "no", "off")
+_OFF = ("0", "false", "no", "off")
 
 
 def in_notebook() -> bool:
@@ -19,16 +19,22 @@ def in_notebook() -> bool:
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
-def is_on(variable: str) -> bool:
+def is_on(variable: str, default: bool = False) -> bool:
     """Whether an environment variable such as `RECTUTOR_STRICT` is switched on.
 
-    `1`, `true`, `yes` and `on` switch it on, in any case; `0`, `false`, `no`, `off`, nothing and
-    an unset variable leave it off.
+    `1`, `true`, `yes` and `on` switch it on, in any case; `0`, `false`, `no` and `off` switch it
+    off.
+
+    Args:
+        variable: its name.
+        default: what holds where it is unset or empty.
 
     Raises:
         ValueError: it holds something else.
     """
     text = os.environ.get(variable, "").strip().lower()
+    if not text:
+        return default
     if text in _ON:
         return True
     if text in _OFF:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rectutor import own_table
+from rectutor import own_table, repeats
 from rectutor.baselines import _MOST_MOVIES, ALS, EASE, ItemKNN, Popularity, standard_baselines
-from rectutor.evaluation import Comparison, Queries, Recommender, compare, evaluate
+from rectutor.evaluation import Comparison, Recommender, compare, evaluate
 from rectutor.splits import Split, leave_one_out
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ NEEDS: dict[str, tuple[tuple[str, ...], int, int]] = {
     "sasrec": (("timestamps",), 20, 20),
     "gru4rec": (("timestamps",), 20, 20),
     "retrieval": (("ratings", "timestamps"), 10, 40),
-    "multi_task": (("ratings", "timestamps"), 20, 20),
+    "multi_task": (("ratings",), 20, 20),
     "ranking": (("ratings",), 2, 2),
 }
 
+#: What tables call the baseline that counts what each user has had.
+OWN_HISTORY = "own history, counted"
 #: Item-item matrices in float64 that EASE holds at once, the one that is kept among them.
 _MATRICES = 5
-#: The share of rows that repeat from which on what a user has had may be recommended again.
-_MANY_REPEATS = 0.05
 
 
 def report(file: str) -> Comparison | None:
@@ -58,30 +58,35 @@ def report(file: str) -> Comparison | None:
     if not len(split.test):
         print("no user has three interactions, so there is nothing to learn from and to ask about")
         return None
-    exclude_seen = own_table.num_repeats(data.ratings) < _MANY_REPEATS * len(data.ratings)
+    again = own_table.num_repeats(data.ratings)
+    exclude_seen = repeats.excluded(default=again < repeats.MANY * len(data.ratings))
     if not exclude_seen:
-        print("repeats are many, so here what a user has had may be recommended again")
+        print("what a user has had may be recommended again (RECTUTOR_EXCLUDE_SEEN=yes: not)")
+    elif again:
+        print("what a user has had is not recommended again (RECTUTOR_EXCLUDE_SEEN=no: it is)")
     if not data.has_timestamps:
         print("there are no times; the order of the rows stands for them")
     print(f"\n{len(split.test):,} users' last items, among all {data.num_movies:,} (one test, no")
     print("setting tried), with 95 % intervals over users")
-    print(f"{'':20}{'HR@10':22}{'NDCG@10':22}seconds")
+    print(f"{'':22}{'HR@10':22}{'NDCG@10':22}seconds")
     results, (recommenders, left_out) = {}, _candidates(split)
     if not exclude_seen:
-        recommenders["own history, counted"] = lambda: own_history(split.num_movies)
+        recommenders[OWN_HISTORY] = lambda: repeats.own_history(split.num_movies)
     for name, made in recommenders.items():
         start = time.perf_counter()
         found = evaluate(made(), split, exclude_seen=exclude_seen, name=name)
         took = time.perf_counter() - start
         results[name] = found
         hit_rate, ndcg = str(found.metrics["hit_rate"]), str(found.metrics["ndcg"])
-        print(f"{name:20}{hit_rate:22}{ndcg:22}{took:.1f}", flush=True)
+        print(f"{name:22}{hit_rate:22}{ndcg:22}{took:.1f}", flush=True)
     if left_out:
         print(left_out)
     print()
     for line in advice(data, split, fits=not left_out, exclude_seen=exclude_seen):
         print(line)
-    print(f"run a chapter with RECTUTOR_DATA={shlex.quote(file)} python notebooks/NAME.py")
+    switch = "" if exclude_seen else "RECTUTOR_EXCLUDE_SEEN=no "
+    shown = shlex.quote(file)
+    print(f"run a chapter with {switch}RECTUTOR_DATA={shown} python notebooks/NAME.py")
     return compare(results)
 
 
@@ -98,42 +103,29 @@ def holds(data: Dataset) -> str:
     )
 
 
-def affordable_baselines(split: Split) -> tuple[dict[str, Recommender], str]:
+def affordable_baselines(
+    split: Split, exclude_seen: bool = True
+) -> tuple[dict[str, Recommender], str]:
     """The book's baselines, or those that do without an item-item matrix where it does not fit.
 
     Args:
         split: the interactions; the baselines are fitted on `train` and `validation`.
+        exclude_seen: whether what a user has had is left out; where it competes, what a user
+            has had most often is a baseline.
 
     Returns:
         Name to fitted recommender, as `standard_baselines` has them; and what
         is left out and why, empty where nothing is.
     """
     left_out = _does_not_fit(split.num_movies)
-    if not left_out:
-        return dict(standard_baselines(split)), ""
-    fitted = {name: made() for name, made in _candidates(split)[0].items()}
+    fitted: dict[str, Recommender] = (
+        {name: made() for name, made in _candidates(split)[0].items()}
+        if left_out
+        else dict(standard_baselines(split))
+    )
+    if not exclude_seen:
+        fitted[OWN_HISTORY] = repeats.own_history(split.num_movies)
     return fitted, left_out
-
-
-def own_history(num_movies: int) -> Recommender:
-    """Recommend what a user has had most often, of equals the latest.
-
-    Args:
-        num_movies: the size of the catalogue.
-
-    Returns:
-        From `Queries` to scores, `(B, num_movies + 1)` float32.
-    """
-
-    def score(queries: Queries) -> np.ndarray:
-        scores = np.zeros((len(queries), num_movies + 1), np.float32)
-        latest = np.zeros_like(scores)
-        ages = queries.offsets[1:][queries.rows] - np.arange(len(queries.rows))  # the latest: 1
-        np.add.at(scores, (queries.rows, queries.items), 1.0)
-        np.maximum.at(latest, (queries.rows, queries.items), 1 / (1 + ages))
-        return scores + latest
-
-    return score
 
 
 def advice(data: Dataset, split: Split, *, fits: bool, exclude_seen: bool) -> list[str]:
@@ -162,6 +154,8 @@ def advice(data: Dataset, split: Split, *, fits: bool, exclude_seen: bool) -> li
             f"[{found.low:+.3f}, {found.high:+.3f}]\n    when the latest items weigh most"
         )
     possible = [name for name in NEEDS if not _lacking(data, name)]
+    if not exclude_seen:  # SASRec's loss leaves out what comes again
+        possible.sort(key=lambda name: name == "sasrec")
     if matters is False:  # those that need no order first
         possible.sort(key=lambda name: name in ("sasrec", "gru4rec"))
     if possible:
@@ -169,6 +163,20 @@ def advice(data: Dataset, split: Split, *, fits: bool, exclude_seen: bool) -> li
         lines.append(f"worth running first: {possible[0]}; also possible: {others}")
     lines += [f"{name} {why}" for name in NEEDS if (why := _lacking(data, name))]
     return lines
+
+
+def check_matrix_fits(num_movies: int) -> None:
+    """Refuse a catalogue whose item-item matrix does not fit.
+
+    Raises:
+        ValueError: it does not; the message says how large it would be.
+    """
+    needed = _too_large(num_movies)
+    if needed:
+        raise ValueError(
+            f"the chapter needs an item-item matrix, and {num_movies:,} movies make matrices of "
+            f"{needed}; keep the most taken items"
+        )
 
 
 def _lacking(data: Dataset, name: str) -> str:
@@ -208,13 +216,21 @@ def _fading(fitted: ItemKNN) -> ItemKNN:
 
 def _does_not_fit(num_movies: int) -> str:
     """Why item-item matrices are left out; empty where they fit."""
-    needed = _MATRICES * 8 * (num_movies + 1) ** 2
-    if num_movies <= _MOST_MOVIES and needed <= _memory() / 2:
+    needed = _too_large(num_movies)
+    if not needed:
         return ""
     return (
         f"item kNN and EASE are left out: {num_movies:,} items make item-item matrices of "
-        f"{needed / 1e9:.0f} GB; keep the most taken items to have them"
+        f"{needed}; keep the most taken items to have them"
     )
+
+
+def _too_large(num_movies: int) -> str:
+    """How large item-item matrices would be; empty where they fit."""
+    needed = _MATRICES * 8 * (num_movies + 1) ** 2
+    if num_movies <= _MOST_MOVIES and needed <= _memory() / 2:
+        return ""
+    return f"{needed / 1e9:.0f} GB"
 
 
 def _memory() -> float:

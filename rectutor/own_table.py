@@ -199,8 +199,6 @@ def _read(path: Path) -> Dataset:
     print(f"{path.name} ({how}): {', '.join(said)}; not used: {', '.join(left) or 'nothing'}")
     repeats = num_repeats(loaded.ratings)
     if repeats:
-        print(
-            f"{repeats:,} of {len(frame):,} rows ({repeats / len(frame):.1%}) repeat a user and an "
-            "item; what a user has had is not recommended again, so a repeated target is a miss"
-        )
+        share = repeats / len(frame)
+        print(f"{repeats:,} of {len(frame):,} rows ({share:.1%}) repeat a user and an item")
     return replace(loaded, rating_scale=scale)

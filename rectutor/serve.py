@@ -6,12 +6,14 @@ that beside the one in use, and then answers from it; a version that it refuses 
 in use, and `GET /health` says why.
 
 A request is answered on the event loop's own thread: it takes less than handing it to another.
+The page `/docs` brings its script along, and works where there is no internet.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -29,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 import rectutor
@@ -117,12 +120,15 @@ def create_app(folder: str | Path, search: Search | None = None, every: float = 
     @asynccontextmanager
     async def watched(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(_watch(taken, folder, search, every, stamp))
+        gc.collect()
+        gc.freeze()  # or every full collection looks at all the modules while requests wait
         yield
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
 
-    app = FastAPI(
+    app = FastAPIOffline(
+        redoc_url=None,
         title="rectutor",
         description="Movies for a history.",
         version=rectutor.__version__,

@@ -103,14 +103,16 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """`"improves"`, `"makes worse here"` or `"no effect here"`, at 5 % after Holm.
+        """`"improves"` or `"makes worse here"`, at 5 % after Holm; else `"no effect here"`.
 
-        With fewer than five runs it is `"too few runs"`: what seeds do is not in the interval then.
+        It is `"not settled here"` where the interval by itself excludes 0 and Holm's correction
+        does not, and with fewer than five runs `"too few runs"`: what seeds do is not in the
+        interval then.
         """
         if self.runs < FEWEST_RUNS:
             return "too few runs"
         if self.holm >= 0.05:
-            return "no effect here"
+            return "not settled here" if self.low > 0 or self.high < 0 else "no effect here"
         return "improves" if (self.value > 0) == (self.metric != "rmse") else "makes worse here"
 
     def __str__(self) -> str:

@@ -1,15 +1,17 @@
-"""The jobs of the multi-task chapter: documented models, corrections, joint or specialist."""
+"""The jobs of the multi-task chapter: documented models, and joint or not at shares of ratings."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rectutor.evaluation import Trained, evaluate
 from rectutor.ratings import to_label
 from rectutor.splits import Split, leave_one_out
-from study.core import Comparison, Draw, Job, facts, ranked, rated
+from study import specialists
+from study.core import Comparison, Draw, Job, ranked, rated
 
 
 def sizes_of(draw: Draw) -> dict[str, int]:
@@ -23,11 +25,18 @@ def labelled(draw: Draw) -> pd.DataFrame:
     return rows.assign(label=to_label(rows["rating"], draw.data.rating_scale))
 
 
-def splits(draw: Draw) -> tuple[Split, Split]:
-    """The chapter's two: leave-one-out, and at random for the stars."""
-    rows, sizes = labelled(draw), sizes_of(draw)
-    stars = draw.code.split_for_stars(rows, **sizes, seed=draw.seed)
-    return leave_one_out(rows, **sizes), stars
+def of_stars(draw: Draw) -> Split:
+    """The chapter's split for the stars."""
+    split: Split = draw.code.split_for_stars(labelled(draw), draw.seed, **sizes_of(draw))
+    return split
+
+
+def of_watches(draw: Draw) -> Split:
+    """Leave-one-out."""
+    return leave_one_out(labelled(draw), **sizes_of(draw))
+
+
+# --- as documented
 
 
 def documented_recipe(draw: Draw) -> dict[str, Any]:
@@ -48,85 +57,181 @@ def documented_arms(draw: Draw) -> dict[str, tuple[float, float]]:
     }
 
 
-def of_stars(draw: Draw, model: Any, test: pd.DataFrame, **more: float) -> dict[str, Any]:
-    """A model's errors on the test fifth."""
-    predicted = draw.code.predicted_labels(model, test)
-    rmse = draw.code.root_mean_square(model, test)
-    return rated(predicted, test["label"].to_numpy(), test["user_id"], rmse=rmse, **more)
-
-
-def under_p(draw: Draw, model: Any, watches: Split, **more: float) -> dict[str, Any]:
-    """A model that was trained on all before the test, asked for the test."""
-    asked = Trained(draw.code.by_affinity(model), draw.code.known(watches))
-    return ranked(evaluate(asked, watches, num_resamples=1), **more)
-
-
 def documented_stars(draw: Draw) -> dict[str, Any]:
     """The documented models on the random split: RMSE, and the documented accuracy."""
-    code, (_, stars) = draw.code, splits(draw)
-    found = {}
+    code, split, found = draw.code, of_stars(draw), {}
+    test = split.test
     for name, weights in documented_arms(draw).items():
-        model, _ = code.train_documented(code.known(stars), weights, **documented_recipe(draw))
-        lists = code.top_movies(model, stars.test["user_id"].to_numpy())
-        accuracy = code.documented_accuracy(lists, stars.test)
-        found[f"{name}, stars"] = of_stars(draw, model, stars.test, accuracy=accuracy)
+        model, _ = code.train_documented(code.known(split), weights, **documented_recipe(draw))
+        lists = code.top_movies(model, test["user_id"].to_numpy())
+        accuracy = code.documented_accuracy(lists, test)
+        predicted = code.predicted_labels(model, test)
+        rmse = float(np.sqrt(np.mean((predicted - test["label"]) ** 2)))
+        more = {"rmse": rmse, "accuracy": accuracy}
+        found[f"{name}, stars"] = rated(predicted, test["label"], test["user_id"], **more)
     return found
+
+
+def log_share(movie_ids: Any, num_movies: int) -> list[float]:
+    """Each id's log share of some movies, `num_movies + 1` numbers."""
+    counts = np.bincount(movie_ids, minlength=num_movies + 1)
+    shares: list[float] = np.log(np.maximum(counts, 1) / counts.sum()).tolist()
+    return shares
+
+
+def by_affinity(model: Any) -> Any:
+    """A recommender: the documented retrieval head's scores."""
+    return lambda queries: model.affinities(queries.user_ids)
 
 
 def documented_watches(draw: Draw) -> dict[str, Any]:
     """The documented models under P, and the joint one with each correction."""
-    code, (watches, _) = draw.code, splits(draw)
-    known = code.known(watches)
-    log_q = code.log_share(known["movie_id"], draw.data.num_movies)
-    asked = {name: (weights, {}) for name, weights in documented_arms(draw).items()}
+    code, split = draw.code, of_watches(draw)
+    known = code.known(split)
+    log_q = log_share(known["movie_id"], draw.data.num_movies)
+    asked: dict[str, Any] = {name: (arm, {}) for name, arm in documented_arms(draw).items()}
     asked["documented, multi-task + C11"] = (1.0, 1.0), {"log_q": log_q}
     found = {}
     for name, (weights, more) in asked.items():
         model, _ = code.train_documented(known, weights, **documented_recipe(draw), **more)
-        found[name] = under_p(draw, model, watches)
+        asked_of = Trained(by_affinity(model), known)
+        found[name] = ranked(evaluate(asked_of, split, num_resamples=1))
     return found
 
 
-def joint(draw: Draw) -> dict[str, Any]:
-    """The joint model, its balance chosen on validation, and both specialists."""
-    code, settings = draw.code, draw.settings
-    watches, stars = splits(draw)
-    recipe = {
-        "sizes": {**sizes_of(draw), "width": settings.width},
-        "rate": settings.learning_rate,
-        "decay": settings.weight_decay,
-        "seed": draw.seed,
-        "epochs": settings.epochs,
-        "batch_size": settings.batch,
-    }
-    sweep, alpha = code.sweep_alphas(settings.alphas, watches, stars, recipe)
-    chosen = sweep[sweep["alpha"] == alpha].iloc[0]
-    found = {
-        "balance": facts(
-            alpha=alpha,
-            at_edge=alpha in (settings.alphas[0], settings.alphas[-1]),
-            validation_ndcg=chosen["NDCG@10"],
-            validation_rmse=chosen["RMSE"],
-        )
-    }
-    for name, balance in {"retrieval specialist": 0.0, "joint": alpha}.items():
-        model, _ = code.train_joint(code.known(watches), balance, **recipe)
-        found[name] = under_p(draw, model, watches, alpha=balance, epochs=settings.epochs)
-    for name, balance in {"rating specialist, stars": 1.0, "joint, stars": alpha}.items():
-        model, _ = code.train_joint(code.known(stars), balance, **recipe)
-        found[name] = of_stars(draw, model, stars.test, alpha=balance, epochs=settings.epochs)
+# --- made right
+
+
+def new_model(draw: Draw) -> Any:
+    """A fresh joint model."""
+    settings = draw.settings
+    draw.code.keras.utils.set_random_seed(draw.seed)
+    return draw.code.JointModel(**sizes_of(draw), members=settings.members, dim=settings.dim)
+
+
+def shares(draw: Draw) -> list[tuple[float, pd.DataFrame, Split]]:
+    """Each share, the ratings that it shows, and the split."""
+    code, split = draw.code, of_stars(draw)
+    known = code.known(split)
+    return [(each, code.some_rated(known, each, draw.seed), split) for each in code.SHARES]
+
+
+def watches_known(draw: Draw, split: Split, kind: str) -> pd.DataFrame:
+    """The watches that a kind of model learns from."""
+    known: pd.DataFrame = draw.code.known(split)
+    return pd.concat([known, split.test]) if "visible" in kind else known
+
+
+def arm(draw: Draw, kind: str, share: float, split: Split, predicted: Any) -> dict[str, Any]:
+    """A model's errors on the test fifth, under the name the chapter has for it."""
+    name = draw.code.of_share(kind, share).partition("/")[2]
+    return {name: rated(predicted, split.test["label"], split.test["user_id"], share=share)}
+
+
+def from_both(draw: Draw, kind: str) -> dict[str, Any]:
+    """The joint model at every share."""
+    found: dict[str, Any] = {}
+    for share, shown, split in shares(draw):
+        model, watched = new_model(draw), watches_known(draw, split, kind)
+        draw.code.train_joint(model, watched, shown, (1, 1), draw.settings, draw.seed)
+        predicted = draw.code.joint_labels(model, split.test)
+        found |= arm(draw, kind, share, split, predicted)
+    return found
+
+
+def joint_hidden(draw: Draw) -> dict[str, Any]:
+    """Nothing is known of a test pair."""
+    return from_both(draw, "joint, hidden")
+
+
+def joint_visible(draw: Draw) -> dict[str, Any]:
+    """That the test pairs were watched is known."""
+    return from_both(draw, "joint, visible")
+
+
+def pretrained_hidden(draw: Draw) -> dict[str, Any]:
+    """First the watches alone, then at every share the ratings alone."""
+    kind = "pretrained, hidden"
+    found: dict[str, Any] = {}
+    model, learned = new_model(draw), None
+    for share, shown, split in shares(draw):
+        watched = watches_known(draw, split, kind)
+        if learned is None:
+            draw.code.train_joint(model, watched, shown, (1, 0), draw.settings, draw.seed)
+            for weight, centre, _ in model.priors:  # what was learned is what is expected
+                centre.assign(np.array(weight))
+            learned = model.get_weights()
+        model.set_weights(learned)
+        draw.code.train_joint(model, watched, shown, (0, 1), draw.settings, draw.seed)
+        predicted = draw.code.joint_labels(model, split.test)
+        found |= arm(draw, kind, share, split, predicted)
+    return found
+
+
+def by_watches(model: Any) -> Any:
+    """A recommender: what the members' watch heads say, averaged."""
+
+    def scores(queries: Any) -> np.ndarray:
+        watch = np.asarray(model({"user_id": queries.user_ids})["watch"])
+        mean: np.ndarray = np.mean(watch, axis=0)
+        return mean
+
+    return scores
+
+
+def look_at_cosines(code: Any, probe: Any, rows: Any) -> Any:
+    """A Keras callback that notes the cosine between the tasks' gradients after some epochs."""
+
+    class Looks(code.keras.callbacks.Callback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: dict[int, float] = {}
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if epoch + 1 in (1, 10, 20, 30):
+                probe.set_weights(self.model.get_weights())
+                self.found[epoch + 1] = code.cosine(probe, *rows)
+
+    return Looks()
+
+
+def ranking(draw: Draw) -> dict[str, Any]:
+    """Under P, the joint model with all ratings, and the same with the watches alone."""
+    code, split, found = draw.code, of_watches(draw), {}
+    known = code.known(split)
+    for name, weights in {"joint": (1, 1), "retrieval specialist": (1, 0)}.items():
+        model, looks = new_model(draw), None
+        if name == "joint":
+            rows = code.rows_of_users(known, known, **sizes_of(draw))
+            looks = look_at_cosines(code, new_model(draw), rows)
+        callbacks = [looks] if looks else []
+        settings = draw.settings
+        code.train_joint(model, known, known, weights, settings, draw.seed, callbacks=callbacks)
+        more = {f"cosine after epoch {n}": each for n, each in looks.found.items()} if looks else {}
+        asked = Trained(by_watches(model), known)
+        found[name] = ranked(evaluate(asked, split, num_resamples=1), **more)
     return found
 
 
 JOBS = [
+    Job("multi_task", "joint-hidden", joint_hidden, seconds=70),
+    Job("multi_task", "specialist", specialists.at_shares, seconds=70),
+    Job("multi_task", "joint-visible", joint_visible, seconds=70),
     Job("multi_task", "documented-stars", documented_stars, seconds=30),
     Job("multi_task", "documented-watches", documented_watches, seconds=40),
-    Job("multi_task", "joint", joint, seconds=90),
+    Job("multi_task", "watches", ranking, seconds=40),
+    Job("multi_task", "pretrained-hidden", pretrained_hidden, seconds=70),
 ]
 
 _DOCUMENTED = "multi_task/documented, multi-task"
 _JOINT = "multi_task/joint"
+_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _MEAN = "the retrieval loss as a mean"
+_KINDS = {
+    "joint, hidden": "watches and ratings together",
+    "pretrained, hidden": "first the watches, then the ratings",
+    "joint, visible": "together, the test pairs' watches too",
+}
 COMPARISONS = [
     Comparison("multi_task", _MEAN, _DOCUMENTED, f"{_DOCUMENTED} + C4", "ndcg", "C4"),
     Comparison(
@@ -142,34 +247,30 @@ COMPARISONS = [
     ),
     Comparison(
         "multi_task",
-        "the rating task beside retrieval, made right",
-        "multi_task/retrieval specialist",
-        _JOINT,
-    ),
-    Comparison(
-        "multi_task",
-        "the retrieval task beside rating, made right",
-        "multi_task/rating specialist, stars",
-        f"{_JOINT}, stars",
-        "rmse",
-    ),
-    Comparison("multi_task", "the joint model made right", _DOCUMENTED, _JOINT),
-    Comparison(
-        "multi_task",
-        "the joint model made right",
-        f"{_DOCUMENTED}, stars",
-        f"{_JOINT}, stars",
-        "rmse",
-    ),
-    Comparison(
-        "multi_task",
         "the retrieval task beside rating, as documented",
         "multi_task/documented, rating-specialised, stars",
         f"{_DOCUMENTED}, stars",
         "rmse",
     ),
+    *(
+        Comparison(
+            "multi_task",
+            f"{what}, with {share:.0%} of the ratings",
+            f"multi_task/specialist, {share:.0%}",
+            f"multi_task/{kind}, {share:.0%}",
+            "rmse",
+        )
+        for kind, what in _KINDS.items()
+        for share in _SHARES
+    ),
+    Comparison(
+        "multi_task", "the ratings besides the watches", "multi_task/retrieval specialist", _JOINT
+    ),
+    Comparison("multi_task", "the joint model made right", _DOCUMENTED, _JOINT),
+    Comparison(
+        "multi_task", "the joint model instead of retrieval's", "retrieval/made right", _JOINT
+    ),
     Comparison(
         "multi_task", "the joint model instead of popularity", "baselines/popularity", _JOINT
     ),
-    Comparison("multi_task", "the joint model instead of EASE", "baselines/EASE", _JOINT),
 ]

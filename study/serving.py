@@ -25,13 +25,13 @@ def two_stages(draw: Draw) -> dict[str, Any]:
     sequence, ease = code.recommender_of(model), code.ease_of(settings, earlier)
     counts = code.popularity_of(earlier.train, data.num_movies)
     rankers = {}
-    for depth in settings.depths:
-        for kind in ("retrieved", "random"):
-            rng = np.random.default_rng(draw.seed) if kind == "random" else None
-            told = code.examples(sequence, ease, earlier, counts, depth, rng)
-            rankers[kind, depth] = code.train_ranker(*told, settings.ranker_epochs, draw.seed)
+    for kind in ("retrieved", "random"):
+        rng = np.random.default_rng(draw.seed) if kind == "random" else None
+        made = code.examples(sequence, ease, earlier, counts, settings.depths, rng)
+        for depth, learn in made.items():
+            rankers[kind, depth] = code.train_ranker(*learn, settings.ranker_epochs, draw.seed)
 
-    code.fit(model, known.histories(before="validation"), settings, epochs=1, falls=False)
+    code.fit(model, known.histories(before="validation"), settings, epochs=1)
     ease = code.ease_of(settings, known)
     counts = code.popularity_of(known.train, data.num_movies)
 
@@ -46,7 +46,7 @@ def two_stages(draw: Draw) -> dict[str, Any]:
         for kind in ("retrieved", "random")
     }
 
-    code.fit(model, split.histories(before="test"), settings, epochs=1, falls=False)
+    code.fit(model, split.histories(before="test"), settings, epochs=1)
     ease = code.ease_of(settings, split, include_validation=True)
     learned = pd.concat([split.train, split.validation])
     counts = code.popularity_of(learned, data.num_movies)

@@ -8,6 +8,7 @@ One process scores all chapters, since loading a backend takes longer than the s
 import sys
 
 import numpy as np
+import pandas as pd
 from chapters import definitions
 from keras import ops
 
@@ -20,58 +21,62 @@ def give_weights(model, scale=1.0):
 
 
 def ranking():
-    from test_chapter_ranking import make, scores, some_pairs
+    from test_chapter_ranking import KINDS, inputs, make, scores
 
     found = {}
-    for kind in ("documented", "biased", "features"):
-        model = make(definitions("ranking"), kind)
-        model(some_pairs())
+    for kind in KINDS:
+        model, x = make(definitions("ranking"), kind), inputs(kind)
+        model(x)
         give_weights(model, 0.25)
-        found[kind] = scores(model, some_pairs())
+        found[kind] = scores(model, x)
     return found
 
 
 def retrieval():
     chapter, rng = definitions("retrieval"), np.random.default_rng(0)
     watched = (rng.random((4, 11)) < 0.3).astype(np.int8)
-    watched[:, 0] = 0
+    watched[:, 0], watched[:, 5] = 0, 1
     users, movies = np.array([1, 2, 3, 4], np.int32), np.array([5, 6, 5, 7], np.int32)
-    chance = np.array([0.5, 0.3, 0.5, 0.2], np.float32)
-    pairs = {"user_id": users, "movie_id": movies}
-    documented = chapter.DocumentedRetrieval(5, 10, 8)
-    in_batch = chapter.InBatchRetrieval(5, 10, 8, remove_hits=True, correct=True)
-    catalogue = chapter.CatalogueRetrieval(5, 10, 8)
+    features = rng.random((11, 3)).astype(np.float32)
     rows = {"user_id": users, "watched": watched}
     found = {}
     for name, model, x in (
-        ("documented", documented, pairs),
-        ("in-batch", in_batch, {**pairs, "chance": chance}),
-        ("catalogue", catalogue, rows),
+        (
+            "documented",
+            chapter.DocumentedRetrieval(5, 10, 8),
+            {"user_id": users, "movie_id": movies},
+        ),
+        ("towers of ids", chapter.Towers(5, 10, 8), rows),
+        ("towers of features", chapter.Towers(5, 10, 8, ids=False, features=features), rows),
     ):
         model(x)
         give_weights(model)
-        found[name] = scores = model(x)
-        if name == "in-batch":
-            found["in-batch loss"] = model.compute_loss(x=x, y_pred=scores)
-    found["catalogue loss"] = chapter.CatalogueSoftmax(0.1)(watched, found["catalogue"])
+        found[name] = model(x)
+    y = np.stack([watched, rng.integers(0, 3, watched.shape)], axis=1)
+    log_q, competes = rng.normal(size=11), np.arange(11) > 0
+    for name, kind in chapter.STEPS.items():
+        loss = chapter.softmax_loss(kind, log_q, competes, 0.1)
+        found[f"{name} loss"] = loss(ops.convert_to_tensor(y), found["towers of ids"])
     return found
 
 
 def multi_task():
     chapter, found = definitions("multi_task"), {}
-    sizes = {"num_users": 12, "num_movies": 20, "width": 4, "seed": 1}
-    for name, model in (
-        ("documented", chapter.DocumentedMultiTask(hidden=(6, 5), **sizes)),
-        ("joint", chapter.JointModel(hidden=6, **sizes)),
+    rng = np.random.default_rng(0)
+    x = {"user_id": rng.integers(1, 13, 16), "movie_id": rng.integers(1, 21, 16)}
+    label = rng.random(16).astype("float32")
+    documented = chapter.DocumentedMultiTask(12, 20, width=4, hidden=(6, 5))
+    table = pd.DataFrame(x | {"label": label})
+    for name, model, (rows, y) in (
+        ("documented", documented, (x, label)),
+        ("joint", chapter.JointModel(12, 20, 2, 4), chapter.rows_of_users(table, table, 12, 20)),
     ):
         give_weights(model)
-        rng = np.random.default_rng(0)
-        x = {"user_id": rng.integers(1, 13, 16), "movie_id": rng.integers(1, 21, 16)}
-        y = rng.random(16).astype("float32")
-        outputs = model(x)
+        rows = {key: ops.convert_to_tensor(value) for key, value in rows.items()}
+        outputs = model(rows)
         found |= {f"{name} {key}": value for key, value in outputs.items()}
-        found[f"{name} affinities"] = model.affinities(x["user_id"])
-        found[f"{name} loss"] = model.compute_loss(x, y, outputs)
+        found[f"{name} loss"] = model.compute_loss(rows, ops.convert_to_tensor(y), outputs)
+    found["documented affinities"] = documented.affinities(x["user_id"])
     return found
 
 

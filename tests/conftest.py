@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # nothing a test does may touch the reader's own cache, results or environment choices
-for name in ("RECTUTOR_COLUMNS", "RECTUTOR_DATA", "RECTUTOR_PROFILE", "RECTUTOR_STRICT"):
-    os.environ.pop(name, None)
+for name in ("COLUMNS", "DATA", "EXCLUDE_SEEN", "PROFILE", "STRICT"):
+    os.environ.pop(f"RECTUTOR_{name}", None)
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once: more would only wait

@@ -85,6 +85,25 @@ def test_int8_is_an_index_like_any_other(tmp_path):
     assert len(Service.load(tmp_path, "index").recommend([10, 20])) == 10
 
 
+def test_recall_is_the_share_of_the_best_that_an_index_finds():
+    parts = artefacts.parts()
+    states = parts["items"][1:9]
+    whole = artefact.build_index(parts["items"], "Flat")
+    assert artefact.recall(whole, parts["items"], states, 10) == 1.0
+    half = parts["items"].copy()
+    half[31:] = -half[31:]  # an index that is wrong about half of the items
+    found = artefact.recall(artefact.build_index(half, "Flat"), parts["items"], states, 10)
+    assert 0.1 < found < 0.9
+
+
+def test_scores_are_those_of_the_candidates_alone(service):
+    history = np.array([1, 2, 3])
+    found = service.retrieve(history, 5)
+    scores = service.scores(history, 5)
+    np.testing.assert_array_equal(scores[found.movies], service.rank(found))
+    assert np.isneginf(np.delete(scores, found.movies)).all()
+
+
 @pytest.mark.parametrize("decay", [None, 0.3], ids=["no decay", "fast decay"])
 def test_the_old_end_of_a_history_is_left_out_only_where_it_weighs_nothing(decay, tmp_path):
     parts = artefacts.parts() | {"decay": decay}

@@ -162,7 +162,7 @@ def test_stopped_by_ctrl_c_leaves_the_older_results_as_they_were(tmp_path):
     file.write_text(json.dumps({"older": "results"}), encoding="utf-8")
     process = start_script(name, tmp_path, KERAS_BACKEND="jax")
     next(line for line in process.stdout if line.startswith("epoch "))
-    for _ in range(60):  # JAX loses some (see book/reliability.md): press again, as one would
+    for _ in range(60):  # JAX loses some (see book/benchmarks.md): press again, as one would
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             _, err = process.communicate(timeout=1)

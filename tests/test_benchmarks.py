@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from benchmarks import bench, measure, preparation, report, serving
+from benchmarks import bench, measure, pictures, preparation, report, search
+from rectutor import study
 from rectutor.sequences import histories, sliding_windows, training_windows
 
-ROW = measure.Row("serving", "one user", 2.0, "ms", 1.0, 3.0, ratio=10.0, reference="NumPy")
+SVG = "{http://www.w3.org/2000/svg}"
+ROW = measure.Row("preparation", "one user", 2.0, "ms", 1.0, 3.0, ratio=10.0, reference="NumPy")
 
 
 def with_ratio(ratio):
@@ -25,7 +29,7 @@ class TestRow:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"target": ">= 9", "met": False}, "'serving', 'one user': the target is unmet"),
+            ({"target": ">= 9", "met": False}, "'preparation', 'one user': the target is unmet"),
             ({"target": ">= 9"}, "met=None"),
             ({"met": True}, "target=None"),
             ({"group": "speed"}, "the group is unknown"),
@@ -87,7 +91,7 @@ class TestRegressions:
     )
     def test_only_a_judged_ratio_that_fell_by_more_than_15_percent_counts(self, change, fell):
         found = bench.regressions([dataclasses.replace(ROW, **change)], [ROW])
-        assert list(found) == (["serving: one user"] if fell else [])
+        assert list(found) == (["preparation: one user"] if fell else [])
 
     def test_the_newest_run_of_such_a_machine_counts_and_peers_are_no_run(self, tmp_path):
         here = {"cpu": "A", "cores": 2}
@@ -107,7 +111,7 @@ def bench_with(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "machine", lambda: {"cpu": "A", "cores": 2})
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
-    monkeypatch.setattr(report, "wanted", lambda: "the page")
+    monkeypatch.setattr(report, "wanted", lambda: {tmp_path / "page.md": "the page"})
     monkeypatch.setattr(bench, "last_run", lambda here: stored(tmp_path))
 
     def stored(folder):
@@ -118,7 +122,7 @@ def bench_with(tmp_path, monkeypatch):
         def measured(group, quick):
             if ratio is None:
                 raise RuntimeError("it broke")
-            return [with_ratio(ratio)] if group == "serving" else []
+            return [with_ratio(ratio)] if group == "preparation" else []
 
         monkeypatch.setattr(bench, "measure_group", measured)
         return bench.main(list(options)), stored(tmp_path)
@@ -139,14 +143,14 @@ class TestBench:
         status, run = bench_with(5.0)
         assert status == 1
         assert run["rows"][0]["ratio"] == 10.0
-        assert "serving: one user: the ratio fell from 10.0 to 5.00" in capsys.readouterr().err
+        assert "preparation: one user: the ratio fell from 10.0 to 5.00" in capsys.readouterr().err
         assert list((tmp_path / "aside").glob("*.json"))
 
     def test_a_group_that_breaks_fails_the_run_and_stores_nothing(self, bench_with, capsys):
         assert bench_with(None) == (1, None)
         assert "error: start-up did not run" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("options", [["--no-store"], ["--only", "serving"], ["--quick"]])
+    @pytest.mark.parametrize("options", [["--no-store"], ["--only", "preparation"], ["--quick"]])
     def test_part_of_a_run_is_not_stored(self, bench_with, options):
         assert bench_with(10.0, *options) == (0, None)
 
@@ -159,10 +163,10 @@ class TestBench:
         self, monkeypatch, ratios, last_repeat, counts
     ):
         measured = iter(ratios)
-        monkeypatch.setattr(serving, "measure", lambda quick: [with_ratio(next(measured))])
+        monkeypatch.setattr(preparation, "measure", lambda quick: [with_ratio(next(measured))])
         monkeypatch.setattr(bench, "LAST_REPEAT", last_repeat)
-        groups = bench.measure_groups(["serving"], False, [ROW])
-        assert groups["serving"].rows == [with_ratio(counts)]
+        groups = bench.measure_groups(["preparation"], False, [ROW])
+        assert groups["preparation"].rows == [with_ratio(counts)]
 
 
 class TestReferences:
@@ -189,40 +193,78 @@ class TestReferences:
         with pytest.raises(AssertionError):
             preparation.check_negatives(ratings, (inputs, targets, targets), 100)
 
-    def test_serving_ranks_alike_without_what_was_seen(self):
-        movies, users, seen = serving.catalogue(1_000, 20)
-        ways = (serving.numpy_way, serving.jax_way, serving.faiss_way)
-        exact, ours, close = (way(movies)(users, seen) for way in ways)
-        np.testing.assert_array_equal(exact, ours)
-        assert serving.overlap(close.tolist(), exact.tolist()) > 0.5
-        for lists in (exact, close):
-            assert not any(set(row) & set(own) for row, own in zip(lists, seen, strict=True))
-
 
 class TestPage:
     def test_shows_what_is_stored(self):
         """`python -m benchmarks.report write` puts it in step."""
-        assert report.PAGE.read_text(encoding="utf-8") == report.wanted()
+        wanted = report.wanted()
+        assert [path for path, text in wanted.items() if path.read_text("utf-8") != text] == []
+        assert len(wanted) == 5
 
-    def test_another_figure_makes_another_page(self):
+    def test_another_figure_makes_other_tables(self):
         run = report.newest(report.RUNS)
-        before = report.page(run, None)
+        before = report.tables(run)
         run["rows"][0]["value"] *= 2
-        assert report.page(run, None) != before
+        assert report.tables(run) != before
+
+    def test_the_check_names_what_is_out_of_step(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(report, "ROOT", tmp_path)
+        monkeypatch.setattr(report, "wanted", lambda: {tmp_path / "a.svg": "x"})
+        monkeypatch.setattr("sys.argv", ["report", "check"])
+        assert report.main() == 1
+        assert "a.svg shows other figures" in capsys.readouterr().err
+        report.write()
+        assert report.main() == 0
 
     def test_limits_of_unmet_targets_are_told(self):
         row = dataclasses.replace(ROW, target=">= 20 times", met=False, limit="slow memory")
         run = report.newest(report.RUNS) | {"rows": [row.as_dict()]}
-        text = report.page(run, None)
+        text = report.tables(run)
         assert "0 of 1 targets are met" in text
         assert "- one user: slow memory." in text
         assert "no" in report.markdown_table([row]).split()
+
+
+class TestPictures:
+    def test_bars_are_as_long_as_their_values(self):
+        drawn = ElementTree.fromstring(pictures.bars({"": {"a": 2.0, "b <": 1.0}}, "s", "{:.1f}"))
+        a, b = (float(bar.get("width")) for bar in drawn.iter(f"{SVG}rect"))
+        assert a == pytest.approx(2 * b)
+        assert drawn.get("aria-label") == "Bars, s. a: 2.0; b <: 1.0."
+
+    def test_a_tenfold_is_a_step_of_one_length(self):
+        line = [(10.0, 1.0), (100.0, 10.0), (1000.0, 100.0)]
+        drawn = ElementTree.fromstring(pictures.curves({"one": line}, "items", "ms"))
+        dots = [(float(c.get("cx")), float(c.get("cy"))) for c in drawn.iter(f"{SVG}circle")]
+        steps = np.diff(dots, axis=0)
+        np.testing.assert_allclose(steps[0], steps[1], atol=0.2)
+        assert steps[0][0] > 0 > steps[0][1]
+
+
+class TestSearch:
+    def test_an_index_looks_until_it_finds_enough(self):
+        items, queries = search.vectors(500)
+        exact, clusters, _ = (search.measured(name, items, queries) for name in search.INDEXES)
+        assert exact["recall"] == 1.0
+        assert clusters["recall"] >= 0.9
+        assert clusters["setting"].startswith("IVF22,Flat nprobe=")
 
 
 @pytest.mark.long
 def test_a_quick_bench_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     monkeypatch.setattr(bench, "ASIDE", tmp_path)
-    assert bench.main(["--quick", "--only", "preparation", "serving"]) == 0
+    assert bench.main(["--quick", "--only", "preparation"]) == 0
     run = json.loads(next(tmp_path.glob("*.json")).read_text())
-    assert {row["group"] for row in run["rows"]} == {"preparation", "serving"}
+    assert {row["group"] for row in run["rows"]} == {"preparation"}
+
+
+def test_a_sampled_machine_stands_beside_models_with_the_same_ids():
+    """Its figure is the mean of its runs; ours are the study's, in stars."""
+    runs = [{"seed": 1, "rmse": 0.9, "seconds": 5.2}, {"seed": 2, "rmse": 1.0, "seconds": 9.1}]
+    sampled = {"rank": 3, "samples": 7, "machine": {"cpu": "some processor", "cores": 1}}
+    text = report.sampled_table(sampled | {"runs": {"random split": runs, "five folds": runs[:1]}})
+    assert re.search(r"\| myFM, rank 3, 7 samples +\| 0\.950 +\| 0\.900 +\|", text)
+    ours = 4 * study.read().arms["ranking/one member"].metrics["rmse"].value
+    assert re.search(rf"one member +\| {ours:.3f} ", text)
+    assert "5 to 9 s" in text

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from docutils import nodes
@@ -15,6 +16,7 @@ from docutils import nodes
 from rectutor import study
 
 ROOT = Path(__file__).resolve().parent.parent
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -123,6 +125,41 @@ def test_an_effect_has_its_verdict(found: study.Study) -> None:
         book_results.format_effect(found, "toy:C98")
 
 
+CORRECTIONS = """# Corrections
+
+### C98: never read
+
+Proof: {ref}`toy <toy-c98>`, {ref}`upstream <upstream-thing>`, {ref}`other <other-c98>`.
+
+### C99: zeros are read
+
+Effect. Proof: {ref}`toy <toy-c99>`.
+"""
+
+
+def test_the_table_of_corrections_has_a_row_a_comparison_and_one_where_there_is_none(
+    found: study.Study,
+) -> None:
+    corrections = book_results.corrections_of(CORRECTIONS)
+    severities = book_results.severities_of(["wrong model: C99", "", "slow: C98"], corrections)
+    told = "+0.046 (+0.030 to +0.060) NDCG@10: masks"
+    toy = "{ref}`toy <toy-c99>`"
+    assert book_results.correction_rows(corrections, severities, found.effects) == [
+        ["C99", "zeros are read", "wrong model", told, "improves", toy],
+        ["C98", "never read", "slow", "", "", "{ref}`toy <toy-c98>`, {ref}`other <other-c98>`"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "odd"),
+    [(["bad: C99"], "C98"), (["bad: C98, C99", "slow: C98"], "C98"), (["x: C97, C98, C99"], "C97")],
+)
+def test_a_correction_without_a_severity_or_with_two_is_named(lines: list[str], odd: str) -> None:
+    corrections = book_results.corrections_of(CORRECTIONS)
+    with pytest.raises(ValueError, match=f"without a section: {odd}$"):
+        book_results.severities_of(lines, corrections)
+
+
 def test_a_headline_is_of_the_arms_that_the_chapter_names(found: study.Study) -> None:
     chapter = {"metric": "ndcg", "documented": ["toy/plain"], "made_right": ["toy/better"]}
     assert book_results.headline(found, chapter) == {
@@ -132,6 +169,21 @@ def test_a_headline_is_of_the_arms_that_the_chapter_names(found: study.Study) ->
     }
     chapter = {"metric": "rmse", "documented": ["toy/gone"], "made_right": ["toy/stars"]}
     assert book_results.headline(found, chapter) == {"Made right": "0.2289 [0.2260, 0.2310]"}
+
+
+def test_a_headlines_picture_has_a_dot_on_the_interval_of_each_model(found: study.Study) -> None:
+    chapter = {"metric": "ndcg", "documented": ["toy/plain"], "made_right": ["toy/better"]}
+    picture = ElementTree.fromstring(book_results.headline_picture(found, chapter))
+    lines, dots = (list(picture.iter(f"{SVG}{kind}")) for kind in ("line", "circle"))
+    middles = [float(dot.attrib["cx"]) for dot in dots]
+    for line, middle in zip(lines, middles, strict=True):
+        ends = [float(line.attrib[end]) for end in ("x1", "x2")]
+        assert middle == pytest.approx(sum(ends) / 2, abs=0.1)
+    documented, made_right, baseline = middles
+    assert documented < baseline < made_right
+    assert "made right 0.096 [0.086, 0.106]" in picture.attrib["aria-label"]
+    without = {"metric": "ndcg", "documented": [], "made_right": [], "baselines": []}
+    assert book_results.headline_picture(found, without) == ""
 
 
 def test_target_without_a_chapter_is_refused() -> None:

@@ -135,6 +135,38 @@ def test_without_ratings_no_row_is_below_two_stars(run, tmp_path, monkeypatch):
     assert not data.has_ratings
 
 
+@pytest.mark.parametrize(
+    ("counts", "most", "length"),
+    [([3] * 9 + [90], 50, 15), ([6] * 10, 50, 10), ([5] * 10, 50, 5), ([70] * 10, 50, 50)],
+)
+def test_lengths_come_from_a_table_of_your_own(
+    run, counts, most, length, tmp_path, monkeypatch, capsys
+):
+    rows = [f"u{k},i{at}" for k, count in enumerate(counts) for at in range(count)]
+    (tmp_path / "mine.csv").write_text("user,item\n" + "\n".join(rows), encoding="utf-8")
+    monkeypatch.setenv("RECTUTOR_DATA", str(tmp_path / "mine.csv"))
+    run.load_data("100k")
+    capsys.readouterr()
+    assert run.length(most) == length
+    said = f"windows of {length} instead of 50: nine histories in ten have at most"
+    assert (said in capsys.readouterr().out) == (length < most)
+
+
+def test_the_lengths_of_the_data_of_the_book_are_the_settings(run, capsys):
+    assert run.load_data("synthetic").num_users == 300  # 40 movies a user
+    capsys.readouterr()
+    assert run.length(200) == 200
+    assert capsys.readouterr().out == ""
+
+
+def test_a_catalogue_too_large_for_the_matrix_is_refused_where_it_is_needed(run, monkeypatch):
+    assert run.load_data("synthetic", dense=True).num_movies == 200
+    monkeypatch.setattr(first_minute, "_MOST_MOVIES", 20)
+    assert run.load_data("synthetic").num_movies == 200
+    with pytest.raises(ValueError, match="needs an item-item matrix, and 200 movies make"):
+        run.load_data("synthetic", dense=True)
+
+
 def test_results_that_cannot_be_written_are_said_before_training(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("RECTUTOR_RESULTS", str(tmp_path / "file" / "results"))
@@ -179,6 +211,19 @@ def test_a_figure_and_tables_are_of_the_chapter(run, monkeypatch):
     run.show_table("table", "caption")
     run.show_table("table")
     assert asked == [("figure", "toy-line"), ("table", "caption", 1), ("table", None, 2)]
+
+
+def test_on_a_table_of_your_own_the_run_stands_apart_from_the_study(run, monkeypatch):
+    shown = []
+    monkeypatch.setattr(chapter.display, "show_table", lambda table, *_: shown.append(table))
+    arms, own = {"EASE": "baselines/EASE"}, {"EASE": 0.25, "own history, counted": 0.5}
+    run.show_study(arms, own=own)
+    assert shown.pop()["this run"].tolist() == ["0.250"]
+    run._own = True
+    run.show_study(arms, own=own)
+    mine, study = shown
+    assert mine.to_numpy().tolist() == [["EASE", "0.250"], ["own history, counted", "0.500"]]
+    assert "this run" not in study
 
 
 def test_a_model_put_to_the_test_is_evaluated_and_recorded(run):

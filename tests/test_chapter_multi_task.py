@@ -1,6 +1,6 @@
 """The multi-task chapter's own classes keep the contracts the text gives them."""
 
-import math
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -11,9 +11,7 @@ from keras import ops
 from scipy.special import logsumexp
 
 from rectutor.data import synthetic
-from rectutor.evaluation import evaluate, queries_for, recommend
 from rectutor.ratings import to_label, to_stars
-from rectutor.splits import leave_one_out
 
 USERS, MOVIES = 12, 20
 
@@ -42,20 +40,20 @@ LOG_Q = np.log(np.linspace(0.01, 0.2, MOVIES + 1)).tolist()
 
 
 def documented(chapter):
-    return chapter.DocumentedMultiTask(**SIZES, hidden=[6, 5], seed=1)
+    return chapter.DocumentedMultiTask(**SIZES, hidden=[6, 5])
 
 
 def corrected(chapter):
-    return chapter.DocumentedMultiTask(**SIZES, hidden=[6, 5], log_q=LOG_Q, seed=1)
+    return chapter.DocumentedMultiTask(**SIZES, hidden=[6, 5], log_q=LOG_Q)
 
 
-def joint(chapter, dropout=0.0, **changes):
-    options = {**SIZES, "hidden": 6, "dropout": dropout, "mean": 0.6, **changes}
-    model = chapter.JointModel(**options, seed=1)
-    rng = np.random.default_rng(0)  # the biases start at 0, which would hide mistakes
-    head = model.rating_head
-    for table in (model.popularity, head.user_bias, head.movie_bias):
-        table.embeddings.assign(rng.normal(size=table.embeddings.shape))
+def joint(chapter, members=2):
+    """With weights at random: those that start at 0 would hide mistakes."""
+    model = chapter.JointModel(USERS, MOVIES, members=members, dim=4)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        weight.assign(rng.normal(0, 0.3, weight.shape))
+    model.mean.assign(0.6)
     return model
 
 
@@ -78,6 +76,13 @@ def dense(values, layer):
     return out + array(layer.bias) if layer.use_bias else out
 
 
+@pytest.fixture
+def rows(chapter):
+    """A row a user, of which some ratings are shown."""
+    watched = rated()
+    return chapter.rows_of_users(watched, watched[:60], USERS, MOVIES)
+
+
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.3, 2.5)])
 def test_documented_loss_is_a_sum_plus_a_mean_with_its_weights(chapter, x, y, weights):
     model = documented(chapter)
@@ -94,35 +99,72 @@ def test_documented_loss_is_a_sum_plus_a_mean_with_its_weights(chapter, x, y, we
     np.testing.assert_allclose(array(model.rate(x["user_id"], x["movie_id"])), rated, atol=1e-6)
 
 
-def joint_by_hand(model, x, y):
-    """Mean cross-entropy over the catalogue, and squared errors, in NumPy."""
-    users, movies = array(model.user_table.embeddings), array(model.movie_table.embeddings)
-    query, candidate = users[x["user_id"]], movies[x["movie_id"]]
-    scores = query @ movies[1:].T + array(model.popularity.embeddings)[1:, 0]
-    own = scores[np.arange(len(query)), x["movie_id"] - 1]
-    head = model.rating_head
-    first, _, last = head.network.layers
-    values = np.concatenate([query, candidate, query * candidate], axis=1)
-    rated = dense(np.maximum(0, dense(values, first)), last)[:, 0] + head.mean
-    rated += array(head.user_bias.embeddings)[x["user_id"], 0]
-    rated += array(head.movie_bias.embeddings)[x["movie_id"], 0]
-    return np.mean(logsumexp(scores, axis=1) - own), (y - rated) ** 2
+def joint_by_hand(model, x):
+    """Scores and labels `(members, users, movies)` in NumPy, one pair at a time."""
+    p, q = array(model.user_table), array(model.movie_table)
+    g, v, w = array(model.g)[:, 0], array(model.v)[:, 0], array(model.w)[..., 0]
+    kappa, popularity = array(model.kappa)[:, 0, 0], array(model.popularity)[:, 0]
+    of_user, of_movie = array(model.user_bias)[..., 0], array(model.movie_bias)[:, 0]
+    shape = len(p), len(x["user_id"]), MOVIES + 1
+    watch, rating = np.zeros(shape), np.zeros(shape)
+    for m, b, i in np.ndindex(*shape):
+        u = x["user_id"][b]
+        watch[m, b, i] = p[m, u] @ q[m, i] + popularity[m, i]
+        rating[m, b, i] = 0.6 + of_user[m, u] + of_movie[m, i] + kappa[m] * popularity[m, i]
+        rating[m, b, i] += v[m] @ q[m, i] + w[m] @ p[m, u] + p[m, u] @ ((0.1 + g[m]) * q[m, i])
+    return watch, rating
 
 
-def test_task_weights_put_ignorant_guesses_at_one(chapter):
-    first, second = chapter.task_weights_for(0.3, MOVIES, 0.08)
-    np.testing.assert_allclose([first * math.log(MOVIES), second * 0.08], [0.7, 0.3])
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
-def test_joint_loss_is_the_two_means_on_one_scale(chapter, x, y, alpha):
+def test_the_joint_model_scores_and_rates_as_its_formula_says(chapter, rows):
     model = joint(chapter)
-    variance = 0.08
-    weights = chapter.task_weights_for(alpha, MOVIES, variance)
+    watch, rating = joint_by_hand(model, rows[0])
+    found = model(rows[0])
+    np.testing.assert_allclose(array(found["watch"]), watch, atol=1e-5)
+    np.testing.assert_allclose(array(found["rating"]), rating, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 2, 1)])
+def test_the_joint_loss_adds_up_nats_of_watches_ratings_and_priors(chapter, rows, weights):
+    model, (x, y) = joint(chapter), rows
     model.task_weights.assign(np.array(weights, "float32"))
-    cross_entropy, errors = joint_by_hand(model, x, y)
-    expected = (1 - alpha) * cross_entropy / math.log(MOVIES) + alpha * np.mean(errors) / variance
-    np.testing.assert_allclose(loss_of(model, x, y), expected, rtol=1e-5)
+    watch, rating = joint_by_hand(model, x)
+    log_p = watch - logsumexp(watch[..., 1:], axis=-1, keepdims=True)
+    errors = (y - rating)[:, x["shown"] == 1]
+    kinds = {"table": ("user_table", "movie_table"), "bias": ("user_bias", "movie_bias")}
+    kinds["head"] = ("g", "v", "w", "kappa")
+    prior = sum(
+        np.sum(array(getattr(model, name)) ** 2) / chapter.SPREADS[kind] ** 2
+        for kind, names in kinds.items()
+        for name in names
+    )
+    spread = chapter.SPREADS["rating"]
+    terms = [-np.sum(log_p * x["watched"]), np.sum(errors**2) / 2 / spread**2, prior / 2]
+    np.testing.assert_allclose(loss_of(model, x, y), np.dot(weights, terms) / USERS, rtol=1e-4)
+
+
+def test_rows_hold_every_watch_and_no_rating_that_is_not_shown(rows):
+    (x, y), frame = rows, rated()
+    pair = frame["user_id"] - 1, frame["movie_id"]
+    assert x["watched"].sum() == len(frame)
+    assert x["watched"][pair].all()
+    assert x["shown"].sum() == 60
+    np.testing.assert_allclose(y[pair][:60], frame["label"][:60])
+    assert not y[x["shown"] == 0].any()
+
+
+def test_members_do_not_touch_each_other(chapter, rows):
+    model = joint(chapter)
+    before = array(model.user_table)
+
+    def of_users():
+        pulls = chapter.shared_pulls(model, *rows)[:2, : before.size]
+        return pulls.reshape(2, *before.shape)
+
+    once = of_users()
+    model.user_table.assign(np.stack([before[0], before[1] + 1]))
+    again = of_users()
+    np.testing.assert_allclose(once[:, 0], again[:, 0], atol=1e-4)
+    assert np.abs(once[:, 1] - again[:, 1]).max() > 1e-3
 
 
 def by_weight(model, x, y, weights):
@@ -141,50 +183,45 @@ def by_weight(model, x, y, weights):
     return moved
 
 
-@pytest.mark.parametrize("make", [documented, joint])
-@pytest.mark.parametrize(("weights", "silent"), [((1, 0), "rating_head"), ((0, 1), "popularity")])
-def test_weight_zero_leaves_the_other_heads_own_weights_without_gradient(
-    chapter, x, y, make, weights, silent
-):
-    model = make(chapter)
-    moved = by_weight(model, x, y, weights)
-    layer = getattr(model, silent, None)  # the documented model's retrieval has none of its own
-    own = {id(weight) for weight in layer.trainable_variables} if layer else set()
-    assert own <= set(moved)
-    for weight in model.trainable_variables:
-        assert np.any(moved[id(weight)]) == (id(weight) not in own), weight.path
+def test_weight_zero_leaves_the_other_heads_own_weights_without_gradient(chapter, x, y, rows):
+    model = documented(chapter)
+    head = {id(weight) for weight in model.rating_head.trainable_variables}
+    moved = by_weight(model, x, y, (1, 0))
+    assert all(np.any(moved[each]) == (each not in head) for each in moved)
+    model = joint(chapter)
+    moved = by_weight(model, *rows, (1, 0, 0))
+    shared = {id(each) for each in (model.user_table, model.movie_table, model.popularity)}
+    assert all(np.any(moved[each]) == (each in shared) for each in moved)
 
 
-@pytest.mark.parametrize("make", [documented, corrected, joint])
-def test_positive_weights_reach_every_weight(chapter, x, y, make):
-    model = make(chapter)
-    moved = by_weight(model, x, y, (1, 1))
-    assert len(moved) == len(model.trainable_weights)
-    assert all(np.any(gradient) for gradient in moved.values())
-    assert id(model.task_weights) not in moved
+@pytest.mark.parametrize("make", [documented, corrected])
+def test_positive_weights_reach_every_weight_but_the_paddings_row(chapter, x, y, make):
+    moved = by_weight(make(chapter), x, y, (1, 1)).values()
+    assert all(np.any(gradient) for gradient in moved)
+    tables = [g for g in moved if len(g) in (USERS + 1, MOVIES + 1)]
+    assert len(tables) == 2
+    assert not any(np.any(gradient[0]) for gradient in tables)
 
 
-def test_shared_pull_is_the_length_of_both_tables_gradients(chapter, x, y):
+def test_shared_pulls_are_both_tables_gradients_task_by_task(chapter, x, y):
     model = documented(chapter)
     before = [array(weight) for weight in model.weights]
-    loss, pull = chapter.shared_pull(model, x, y, (1, 0))
+    pulls = chapter.shared_pulls(model, x, y)
     for old, weight in zip(before, model.weights, strict=True):
-        np.testing.assert_array_equal(old, array(weight))  # it moves a copy
-    _, half = chapter.shared_pull(model, x, y, (0.5, 0))
-    assert half == pytest.approx(pull / 2, rel=1e-3)
-    moved = by_weight(model, x, y, (1, 0))
-    tables = [moved[id(each.embeddings)] for each in (model.user_table, model.movie_table)]
-    np.testing.assert_allclose(pull**2, sum((table**2).sum() for table in tables), rtol=1e-3)
-    model.task_weights.assign([1.0, 0.0])
-    np.testing.assert_allclose(loss, loss_of(model, x, y), rtol=1e-5)
+        np.testing.assert_array_equal(old, array(weight))
+    for pull, task in zip(pulls, np.eye(2), strict=True):
+        moved = by_weight(model, x, y, task)
+        tables = [moved[id(each.embeddings)] for each in (model.user_table, model.movie_table)]
+        expected = np.concatenate([table.ravel() for table in tables])
+        np.testing.assert_allclose(pull, expected, atol=1e-5)
 
 
-def test_padding_gets_no_gradient(chapter, x, y):
-    for make in (documented, joint):
-        moved = by_weight(make(chapter), x, y, (1, 1)).values()
-        tables = [g for g in moved if len(g) in (USERS + 1, MOVIES + 1)]
-        assert len(tables) in (2, 5)
-        assert not any(np.any(gradient[0]) for gradient in tables)
+def test_the_cosine_is_of_the_two_tasks_and_leaves_the_priors_out(chapter, rows):
+    model = joint(chapter)
+    first, second, _ = chapter.shared_pulls(model, *rows)
+    expected = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    assert chapter.cosine(model, *rows) == pytest.approx(expected, abs=1e-5)
+    assert abs(expected) < 1
 
 
 def test_in_batch_loss_leaves_out_accidental_hits_and_subtracts_log_q(chapter):
@@ -245,15 +282,14 @@ def test_documented_metric_equals_brute_force(chapter):
     assert retrieved.shape == (60, 10)
 
 
-def test_predicted_labels_do_not_depend_on_the_chunk(chapter):
-    frame = rated()
-    model = joint(chapter)
-    whole = chapter.predicted_labels(model, frame)
-    np.testing.assert_allclose(whole, chapter.predicted_labels(model, frame, chunk=7), atol=1e-6)
-    x, y = chapter.pairs(frame)
-    errors = joint_by_hand(model, x, y)[1]
-    np.testing.assert_allclose((whole - y) ** 2, errors, atol=1e-5)
-    assert chapter.root_mean_square(model, frame) == pytest.approx(errors.mean() ** 0.5, rel=1e-5)
+def test_joint_labels_are_the_members_mean_and_do_not_depend_on_the_chunk(chapter):
+    frame, model = rated(), joint(chapter)
+    users = np.unique(frame["user_id"])
+    _, rating = joint_by_hand(model, {"user_id": users})
+    expected = rating.mean(axis=0)[np.searchsorted(users, frame["user_id"]), frame["movie_id"]]
+    for chunk in (5, 100):
+        found = chapter.joint_labels(model, frame, chunk)
+        np.testing.assert_allclose(found, np.clip(expected, 0, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [(1, 5), (0.5, 5)])
@@ -263,33 +299,24 @@ def test_the_documented_stars_are_off_by_the_lowest_times_one_minus_p(scale):
     np.testing.assert_allclose(gap, scale[0] * (1 - unit), atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [documented, corrected, joint])
-def test_a_saved_model_comes_back_the_same(chapter, x, y, tmp_path, make):
-    model = make(chapter)
-    model.task_weights.assign([0.2, 0.9])
-    model.compile(optimizer=keras.optimizers.Adagrad(0.1))
-    model.fit(x, y, batch_size=8, epochs=1, verbose=0)
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    assert again.get_config() == model.get_config()
-    for name, value in model(x).items():
-        np.testing.assert_array_equal(array(value), array(again(x)[name]))
-    one, other = (array(each.affinities(x["user_id"])) for each in (model, again))
-    np.testing.assert_array_equal(one, other)
-    np.testing.assert_allclose(array(again.task_weights), [0.2, 0.9], rtol=1e-6)
-
-
-def test_the_seed_decides_the_weights_the_order_and_the_dropout(chapter):
-    frame, sizes = rated(), {"num_users": USERS, "num_movies": MOVIES, "width": 4}
-    recipe = {"rate": 0.01, "decay": 0.1, "epochs": 2, "batch_size": 32}
-    found = []
+def test_the_seed_decides_the_weights_and_the_order(chapter):
+    frame, found = rated(), []
+    settings = SimpleNamespace(users_per_batch=5, epochs=2, learning_rate=0.01)
     for seed in (7, 7, 8):
-        model, seconds = chapter.train_joint(frame, 0.1, sizes, seed=seed, **recipe)
-        assert seconds > 0
-        assert model.rating_head.mean == pytest.approx(frame["label"].mean(), rel=1e-5)
-        found.append(array(model.user_table.embeddings))
+        keras.utils.set_random_seed(seed)
+        model = chapter.JointModel(USERS, MOVIES, members=2, dim=4)
+        assert chapter.train_joint(model, frame, frame[:50], (1, 1), settings, seed) > 0
+        assert float(model.mean) == pytest.approx(frame["label"][:50].mean(), rel=1e-5)
+        found.append(array(model.user_table))
     np.testing.assert_array_equal(found[0], found[1])
     assert np.abs(found[0] - found[2]).max() > 1e-3
+
+
+def test_a_larger_share_of_the_ratings_holds_the_smaller_one(chapter):
+    frame = rated()
+    few, more = (chapter.some_rated(frame, share, seed=3) for share in (0.1, 0.5))
+    assert (len(few), len(more)) == (15, 75)
+    assert set(few.index) < set(more.index)
 
 
 def test_no_order_of_the_batches_is_chosen(chapter):
@@ -311,73 +338,17 @@ def test_training_takes_any_batch_size(chapter, batch_size):
 def test_the_retrieval_specialists_rating_head_is_never_trained(chapter):
     """Correction C20."""
     recipe = {"epochs": 2, "batch_size": 50, "seed": 3}
-    new = chapter.DocumentedMultiTask(USERS, MOVIES, seed=3)
+    keras.utils.set_random_seed(3)
+    new = chapter.DocumentedMultiTask(USERS, MOVIES)
     for weights, moves in (((1, 0), False), ((1, 1), True)):
         model, _ = chapter.train_documented(rated(), weights, USERS, MOVIES, **recipe)
         pairs = zip(new.rating_head.weights, model.rating_head.weights, strict=True)
         assert any(np.any(array(a) != array(b)) for a, b in pairs) == moves
 
 
-@pytest.mark.long
-def test_the_sweep_leaves_out_the_task_of_weight_zero_and_chooses_an_inner_balance(chapter):
-    ratings, sizes = rated(30, 400), {"num_users": 30, "num_movies": MOVIES}
-    watches = leave_one_out(ratings, **sizes)
-    stars = chapter.split_for_stars(ratings, **sizes, seed=1)
-    assert len(stars.train) + len(stars.validation) + len(stars.test) == len(ratings)
-    recipe = {"sizes": {**sizes, "width": 4}, "rate": 0.01, "decay": 0.1}
-    recipe |= {"epochs": 1, "batch_size": 64, "seed": 7}
-    found, alpha = chapter.sweep_alphas((0.1, 0.5), watches, stars, recipe)
-    assert found["alpha"].tolist() == [0, 0.1, 0.5, 1]
-    assert found["NDCG@10"].isna().tolist() == [False, False, False, True]
-    assert found["RMSE"].isna().tolist() == [True, False, False, False]
-    assert alpha in (0.1, 0.5)
-
-
-@pytest.mark.parametrize("make", [documented, joint])
-def test_neither_padding_nor_seen_movies_are_recommended(chapter, make):
-    model = make(chapter)
-    split = leave_one_out(synthetic(USERS, MOVIES, 150, seed=5).ratings, num_users=USERS)
-    recommender = chapter.by_affinity(model)
-    queries = queries_for(split)
-    lists = recommend(recommender, queries, k=5)
-    for b, recommended in enumerate(lists):
-        history = set(queries.history(b).tolist())
-        real = [movie for movie in recommended.tolist() if movie]
-        assert len(set(real)) == len(real) == min(5, split.num_movies - len(history))
-        assert not history & set(real)
-    assert 0 <= evaluate(recommender, split, num_resamples=10).ndcg <= 1
-
-
-def test_every_model_asked_under_p_says_what_it_was_trained_on():
-    text = (NOTEBOOKS / "multi_task.py").read_text(encoding="utf-8")
-    assert text.count("by_affinity(") - 1 == text.count("Trained(by_affinity(") == 3
-
-
-def test_rmse_intervals_resample_users(chapter):
-    """A user's errors go together: one user with large errors makes a wide interval."""
-    users = np.repeat([1, 2, 3, 4], 50)
-    frame = pd.DataFrame({"user_id": users, "label": 0.5})
-    noise = np.random.default_rng(0).normal(size=200) * 0.1
-    alike = np.full(200, 0.6)
-    apart = np.where(users == 1, 0.7, 0.5)
-    found, draws = chapter.rmse_table({"a": alike, "b": apart, "c": 0.5 + noise}, frame)
-    assert found["RMSE"]["a"] == pytest.approx(0.1)
-    assert found["high"]["a"] - found["low"]["a"] == pytest.approx(0, abs=1e-9)
-    assert found["high"]["b"] - found["low"]["b"] > 0.1
-    assert list(draws) == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "spread", "verdict"),
-    [
-        ("a", "b", (0.28, 0.32), "a beats b"),
-        ("b", "a", (0.28, 0.32), "b loses to a"),
-        ("a", "b", (0.1, 0.3), "a is not told from b"),
-    ],
-)
-def test_rmse_sentence_follows_the_paired_interval(chapter, first, second, spread, verdict):
-    noise = np.random.default_rng(0).normal(size=101)  # the same users for both
-    draws = pd.DataFrame({"a": 0.2 + noise, "b": np.linspace(*spread, 101) + noise})
-    found = pd.DataFrame({"RMSE": [0.2, 0.3]}, index=["a", "b"])
-    said = chapter.compare_rmse(first, second, found, draws)
-    assert said.startswith(f"{verdict}: RMSE {'-' if first == 'a' else '+'}0.1000 [")
+def test_the_split_deals_every_rating_out_once(chapter):
+    frame = rated()
+    split = chapter.split_for_stars(frame, 1, num_users=USERS, num_movies=MOVIES)
+    assert [len(part) for part in (split.train, split.validation, split.test)] == [108, 12, 30]
+    dealt = pd.concat([chapter.known(split), split.test])
+    assert sorted(dealt.index) == sorted(frame.index)

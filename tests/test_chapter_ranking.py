@@ -1,5 +1,7 @@
 """The contracts of the ranking chapter's models: what must hold whatever the data."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pandas as pd
@@ -24,90 +26,112 @@ def some_labels(rows=64):
     return (np.random.default_rng(1).integers(0, 5, rows) / 4).astype(np.float32)
 
 
-def make(chapter, kind):
+KINDS = ("documented", "ensemble", "features")
+
+
+def inputs(kind, rows=64):
+    """Pairs; of features, a moment beside them."""
+    pairs = some_pairs(rows)
+    return (*pairs, np.arange(rows, dtype=np.int32) % 206) if kind == "features" else pairs
+
+
+def make(chapter, kind, members=3):
     keras.utils.set_random_seed(3)
+    sizes, how = (NUM_USERS, NUM_MOVIES), {"members": members, "dim": 4, "seed": 3}
     if kind == "documented":
-        return chapter.RankingModel(NUM_USERS, NUM_MOVIES, 4)
-    if kind == "biased":
-        return chapter.BiasedRankingModel(NUM_USERS, NUM_MOVIES, 0.6, dim=4, hidden=8)
-    random = np.random.default_rng(2)
-    x_users = random.integers(0, 2, (NUM_USERS + 1, 5)).astype(np.float32)
-    x_movies = random.integers(0, 2, (NUM_MOVIES + 1, 3)).astype(np.float32)
-    return chapter.new_feature_model(
-        some_pairs(), some_labels(), x_users, x_movies, dim=4, dropout=0.5, seed=3
-    )
+        return chapter.RankingModel(*sizes, 4)
+    if kind == "ensemble":
+        return chapter.new_ensemble(some_labels(), sizes, **how)
+    random, features = np.random.default_rng(2), []
+    links = np.zeros((NUM_USERS + 1, NUM_MOVIES + 1))
+    links[some_pairs()] = 0.5
+    for linked, columns in ((links, 5), (links.T, 3)):
+        own = random.integers(0, 2, (len(linked), columns))
+        features.append(np.hstack([own, linked]).astype(np.float32))
+    return chapter.new_feature_ensemble(some_labels(), features, **how)
 
 
-def scores(model, pairs):
-    return keras.ops.convert_to_numpy(model(pairs, training=False))
+def scores(model, x):
+    return keras.ops.convert_to_numpy(model(x, training=False))
 
 
-every_model = pytest.mark.parametrize("kind", ["documented", "biased", "features"])
-made_right = pytest.mark.parametrize("kind", ["biased", "features"])
+every_model = pytest.mark.parametrize("kind", KINDS)
+averaged = pytest.mark.parametrize("kind", KINDS[1:])
 
 
 @every_model
 def test_one_score_a_pair(chapter, kind):
-    found = scores(make(chapter, kind), some_pairs(7))
+    found = scores(make(chapter, kind), inputs(kind, 7))
     assert found.shape == (7, 1)
     assert np.isfinite(found).all()
 
 
-@made_right
+@averaged
 def test_predictions_are_possible_ratings(chapter, kind):
     model = make(chapter, kind)
-    model(some_pairs())
-    for layer in (model.user_bias, model.movie_bias):
-        wild = np.random.default_rng(0).normal(size=layer.get_weights()[0].shape) * 10
-        layer.set_weights([wild])
-    found = scores(model, some_pairs())
+    model(inputs(kind))
+    for table in model.tables:
+        table.set_weights([np.random.default_rng(0).normal(size=table.embeddings.shape) * 10])
+    found = scores(model, inputs(kind))
     assert (found.min(), found.max()) == (0, 1)
 
 
-@made_right
-def test_without_vectors_and_network_users_and_movies_still_differ(chapter, kind):
-    model = make(chapter, kind)
-    chapter.train(
-        model, some_pairs(100), some_labels(100), **RECIPE, learning_rate=0.01, decay=0.01
-    )
-    for layer in model.layers:
-        if layer not in (model.user_bias, model.movie_bias):
-            layer.set_weights([np.zeros_like(each) for each in layer.get_weights()])
-    users, movies = (np.arange(1, each + 1, dtype=np.int32) for each in (NUM_USERS, NUM_MOVIES))
-    by_user = scores(model, (users, np.ones_like(users)))
-    by_movie = scores(model, (np.ones_like(movies), movies))
-    assert len(np.unique(by_user.round(5))) > NUM_USERS / 2
-    assert len(np.unique(by_movie.round(5))) > NUM_MOVIES / 2
+def test_a_member_is_mean_and_biases_and_a_dot_product(chapter):
+    model, (users, movies) = make(chapter, "ensemble"), some_pairs()
+    model((users, movies))
+    p, q = (table.get_weights()[0].reshape(-1, 3, 5) for table in model.tables)
+    p, q = p[users], q[movies]
+    expected = some_labels().mean() + p[..., 4] + q[..., 4] + (p * q)[..., :4].sum(axis=-1)
+    found = keras.ops.convert_to_numpy(model((users, movies), training=True))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    mean = np.clip(expected.mean(axis=1, keepdims=True), 0, 1)
+    np.testing.assert_allclose(scores(model, (users, movies)), mean, rtol=1e-5)
+
+
+def test_members_are_trained_each_by_its_own_error(chapter):
+    """One step moves a member's columns as far as if it were alone."""
+    both, alone = make(chapter, "ensemble", 2), make(chapter, "ensemble", 1)
+    pairs, labels = some_pairs(), some_labels()
+    for model in (both, alone):
+        model(pairs)
+    starts = [table.get_weights()[0] for table in both.tables]
+    for table, start in zip(alone.tables, starts, strict=True):
+        table.set_weights([start[:, 5:]])
+    for model in (both, alone):
+        model.compile(keras.optimizers.SGD(0.5))
+        model.fit(pairs, labels, batch_size=64, epochs=1, verbose=0)
+    for two, one, start in zip(both.tables, alone.tables, starts, strict=True):
+        found = two.get_weights()[0][:, 5:]
+        assert np.abs(found - start[:, 5:]).max() > 1e-4
+        np.testing.assert_allclose(found, one.get_weights()[0], atol=1e-6)
 
 
 @every_model
 def test_training_moves_every_weight(chapter, kind):
-    model, pairs, labels = make(chapter, kind), some_pairs(), some_labels()
-    model(pairs)
+    model, x, labels = make(chapter, kind), inputs(kind), some_labels()
+    model(x)
     before = [keras.ops.convert_to_numpy(each) for each in model.trainable_weights]
     model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse")
-    model.fit(pairs, labels, batch_size=32, epochs=5, verbose=0)
-    assert len(before) == {"documented": 8, "biased": 8, "features": 13}[kind]
+    model.fit(x, labels, batch_size=32, epochs=5, verbose=0)
+    assert len(before) == {"documented": 8, "ensemble": 2, "features": 5}[kind]
     for weight, old in zip(model.trainable_weights, before, strict=True):
         assert np.abs(keras.ops.convert_to_numpy(weight) - old).max() > 0, weight.path
 
 
 @every_model
 def test_a_batch_can_be_learned_by_heart(chapter, kind):
-    model, pairs, labels = make(chapter, kind), some_pairs(16), some_labels(16)
-    if kind != "documented":
-        model.dropout.rate = 0.0
+    model, x, labels = make(chapter, kind), inputs(kind, 16), some_labels(16)
     model.compile(optimizer=keras.optimizers.Adam(0.02), loss="mse")
-    history = model.fit(pairs, labels, batch_size=16, epochs=150, verbose=0)
+    history = model.fit(x, labels, batch_size=16, epochs=150, verbose=0)
     assert history.history["loss"][-1] < 0.1 * history.history["loss"][0]
 
 
 @every_model
 def test_a_saved_model_predicts_the_same(chapter, kind, tmp_path):
-    model, pairs = make(chapter, kind), some_pairs()
-    expected = scores(model, pairs)
+    model, x = make(chapter, kind), inputs(kind)
+    expected = scores(model, x)
     model.save(tmp_path / "model.keras")
-    found = scores(keras.saving.load_model(tmp_path / "model.keras"), pairs)
+    found = scores(keras.saving.load_model(tmp_path / "model.keras"), x)
     assert np.array_equal(found, expected)
 
 
@@ -135,17 +159,26 @@ def test_arrays_of_ratings_use_the_scale_of_the_data(chapter, scale, stars, labe
     assert found.dtype == np.float32
 
 
-def test_the_pair_itself_is_left_out_of_the_sum(chapter):
-    layer = chapter.SumOfOthers(3, 4, 2)
-    layer.build(None)
-    layer.adapt(np.array([1, 1, 2]), np.array([1, 2, 3]))
-    vectors = np.arange(8, dtype=np.float32).reshape(4, 2)
-    layer.vectors.assign(vectors)
-    rows, columns = np.array([1, 1, 1, 2], np.int32), np.array([1, 2, 3, 3], np.int32)
-    found = keras.ops.convert_to_numpy(layer(rows, columns))
-    both = vectors[1] + vectors[2]
-    expected = [vectors[2] / 2**0.5, vectors[1] / 2**0.5, both / 2**0.5, np.zeros(2)]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+def test_the_pair_itself_is_left_out_of_the_sums(chapter):
+    """What a pair's own link says must not reach its prediction, and what others say must."""
+    model, x = make(chapter, "features"), inputs("features")
+    model(x)
+    before = scores(model, x)
+    links = [table.get_weights()[0] for table in model.x]
+    user, movie = x[0][0], x[1][0]
+    for table, of_pair, size in (
+        (model.x[0], (user, 5 + movie), NUM_MOVIES),
+        (model.x[1], (movie, 3 + user), NUM_USERS),
+    ):
+        changed = table.get_weights()[0]
+        assert changed.shape[1] - size - 1 in (3, 5)
+        changed[of_pair] = 0
+        table.set_weights([changed])
+    after = scores(model, x)
+    np.testing.assert_allclose(after[0], before[0], rtol=1e-5)
+    same_user = (x[0] == user) & (x[1] != movie)
+    assert np.abs(after - before)[same_user].min() > 1e-6
+    assert links[0].shape == (NUM_USERS + 1, 5 + NUM_MOVIES + 1)
 
 
 def test_biases_without_shrinkage_recover_an_additive_table(chapter):
@@ -158,12 +191,6 @@ def test_biases_without_shrinkage_recover_an_additive_table(chapter):
     np.testing.assert_allclose(mean + user_bias[users] + movie_bias[movies], labels, atol=1e-6)
 
 
-def test_error_parts_add_up(chapter):
-    random = np.random.default_rng(0)
-    parts = chapter.error_parts(random.random(50), random.random(50))
-    assert parts["RMSE"] ** 2 == pytest.approx(parts["offset"] ** 2 + parts["spread"] ** 2)
-
-
 def test_features_of_movies_and_users(chapter):
     movies = pd.DataFrame(
         {
@@ -173,10 +200,10 @@ def test_features_of_movies_and_users(chapter):
     )
     found = chapter.movie_features(movies)
     assert (found[0] == 0).all()
-    assert found.sum(axis=1).tolist() == [0, 4, 1, 3]  # a constant, genres, a year if known
+    assert found.sum(axis=1).tolist() == [0, 3, 0, 2]  # genres, and a year if known
     users = pd.DataFrame({"age": [24, 53], "gender": ["M", "F"], "occupation": ["other", "writer"]})
-    assert chapter.user_features(users, 2).sum(axis=1).tolist() == [0, 4, 4]
-    assert chapter.user_features(None, 2).tolist() == [[0], [1], [1]]
+    assert chapter.user_features(users, 2).sum(axis=1).tolist() == [0, 3, 3]
+    assert chapter.user_features(None, 2).shape == (3, 0)
 
 
 def test_adagrad_and_adamw_start_from_the_same_documented_network(chapter):
@@ -188,56 +215,21 @@ def test_adagrad_and_adamw_start_from_the_same_documented_network(chapter):
     assert np.array_equal(scores(by_adagrad, pairs), scores(for_adamw, pairs))
 
 
-@pytest.mark.parametrize(
-    ("reached", "said"),
-    [({0.1: 0.2, 1.0: 0.3, 3.0: 0.4}, "at an edge of"), ({0.1: 0.3, 1.0: 0.2, 3.0: 0.4}, "inside")],
-)
-def test_the_choice_of_the_decay_says_whether_it_is_at_an_edge(
-    chapter, capsys, monkeypatch, reached, said
-):
-    asked = []
-
-    def train(model, x, y, *, decay, validation, **how):
-        asked.append((decay, validation))
-        return {"rmse": [0.9, 0.1], "val_rmse": [0.0, reached[decay]]}, 1.0
-
-    monkeypatch.setitem(chapter.choose_decay.__globals__, "train", train)
-    pairs = (some_pairs(), some_labels())
-    best = chapter.choose_decay("a model", object, *pairs, tuple(reached), "held back")
-    assert asked == [(decay, "held back") for decay in reached]
-    assert best == min(reached, key=reached.get)
-    assert capsys.readouterr().out.endswith(f"a model: {best:g} is best, {said} the grid\n")
+def test_links_are_worth_one_over_the_root_of_their_number(chapter):
+    ratings = pd.DataFrame({"user_id": [1, 1, 1, 1, 2], "movie_id": [1, 2, 3, 4, 4]})
+    movies = pd.DataFrame({"genres": [""] * 4, "year": pd.array([None] * 4, dtype="Int16")})
+    data = SimpleNamespace(users=None, movies=movies, num_users=2, num_movies=4)
+    of_users, of_movies = chapter.all_features(data, ratings)
+    assert of_users.tolist() == [[0] * 5, [0, 0.5, 0.5, 0.5, 0.5], [0, 0, 0, 0, 1]]
+    np.testing.assert_allclose(of_movies[4, -3:], [0, 0.5**0.5, 0.5**0.5])
+    assert of_movies[0].sum() == 0
 
 
-def test_a_change_is_paired_by_user(chapter):
-    """Users differ much more than models do: only pairing tells the models apart."""
-    random = np.random.default_rng(0)
-    users = np.repeat(np.arange(40), 10)
-    actual = np.repeat(random.normal(0, 3, 40), 10)
-    before, after = np.zeros(400) + 0.1, np.zeros(400)
-    found = chapter.change(before, after, actual, users)
-    assert chapter.change(after, before, actual, users).value == pytest.approx(-found.value)
-    assert found.high - found.low < 0.1
-    assert chapter.change(after, after, actual, users) == chapter.Interval(0.0, 0.0, 0.0)
-
-
-def test_the_study_trains_with_the_decays_that_the_chapter_chose():
-    from rectutor import results
-    from study.ranking import DECAYS
-    from tools import book
-
-    found = results.read(book.RESULTS / "ranking.json")["facts"]
-    chosen = {
-        "documented network, AdamW": found.get("decay_documented_network"),
-        "made right, ids only": found.get("decay_made_right"),
-    }
-    if None in chosen.values():
-        pytest.skip("the stored results are of an older chapter")
-    assert chosen == DECAYS
-
-
-def test_the_grid_of_decays_holds_those_of_the_study_inside(chapter):
-    from study.ranking import DECAYS
-
-    grid = chapter.SETTINGS["decays"][0]
-    assert all(min(grid) < decay < max(grid) for decay in DECAYS.values())
+def test_moments_are_counted_from_what_is_learned_from(chapter):
+    day = 86_400
+    learn = pd.DataFrame({"user_id": [1, 2], "timestamp": [0, 8 * day]})
+    asked = pd.DataFrame({"user_id": [1, 2, 3, 2], "timestamp": [0, 10 * day, 9 * day, -day]})
+    weeks, stay = chapter.moments(asked, learn)
+    assert weeks.tolist() == [0, 1, 1, 0]
+    assert stay.tolist() == [200, 203, 200, 200]
+    assert {weeks.dtype, stay.dtype} == {np.dtype("int32")}

@@ -1,5 +1,6 @@
 """The promises of the serving chapter, checked on its own functions with small synthetic data."""
 
+import sys
 from types import SimpleNamespace
 
 import keras
@@ -84,6 +85,23 @@ class TestSequenceModel:
         found = model.evaluate(inputs, targets, verbose=0)
         assert found == pytest.approx(expected, rel=1e-4)
 
+    def test_a_later_fit_goes_on_at_a_tenth_of_the_rate(self, split):
+        keras.utils.set_random_seed(1)
+        model = CHAPTER.next_movie(SETTINGS, NUM_MOVIES)
+        CHAPTER.fit(model, split.histories(before="validation"), SETTINGS, epochs=2)
+        optimizer, done = model.optimizer, int(model.optimizer.iterations)
+        CHAPTER.fit(model, split.histories(before="test"), SETTINGS, epochs=1)
+        assert model.optimizer is optimizer
+        assert int(optimizer.iterations) > done
+        assert float(optimizer.learning_rate) == pytest.approx(SETTINGS.rate / 10)
+
+    def test_batches_are_whole_and_hold_every_row(self):
+        rows, labels = np.arange(14).reshape(7, 2), np.arange(7)
+        rows, labels = CHAPTER.whole_batches((rows, labels), 4)
+        assert labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
+        assert rows.tolist() == [[2 * row, 2 * row + 1] for row in labels]
+        assert len(CHAPTER.whole_batches((labels,), 4)[0]) == 8
+
 
 class TestFirstStage:
     def test_the_lists_are_taken_in_turns(self, split):
@@ -120,7 +138,7 @@ class TestRanker:
         popularity = Popularity().fit(split)
         counts = CHAPTER.popularity_of(split.train, NUM_MOVIES)
         draw = None if rng is None else np.random.default_rng(rng)
-        told, labels = CHAPTER.examples(popularity, popularity, split, counts, 15, draw)
+        told, labels = CHAPTER.examples(popularity, popularity, split, counts, [15], draw)[15]
         assert told.shape == (len(labels), 15, len(artefact.FEATURES))
         asked = [counts[CHAPTER.target_movies(split, on)] for on in ("validation", "test")]
         own = np.rint(np.expm1(told[np.arange(len(labels)), labels, 4])).astype(int)
@@ -143,7 +161,8 @@ class TestRanker:
             return (seen_then if is_later else seen)[queries.user_ids]
 
         counts = np.zeros(NUM_MOVIES + 1)
-        told, _ = CHAPTER.examples(known, known, split, counts, 10, np.random.default_rng(0))
+        rng = np.random.default_rng(0)
+        told, _ = CHAPTER.examples(known, known, split, counts, [10], rng)[10]
         assert (told[..., 0] == 0).all()  # no score but that of the unseen
 
     def test_it_learns_to_rank_by_a_feature(self):
@@ -158,7 +177,7 @@ class TestWhole:
     def test_only_candidates_are_recommended_and_by_the_ranker(self, split):
         popularity, ease = Popularity().fit(split), EASE(tau=3.0).fit(split)
         counts = CHAPTER.popularity_of(split.train, NUM_MOVIES)
-        told = CHAPTER.examples(ease, popularity, split, counts, 15)
+        told = CHAPTER.examples(ease, popularity, split, counts, [15])[15]
         ranker = CHAPTER.train_ranker(*told, 1, seed=1)
         whole = CHAPTER.two_stages(ease, popularity, ranker, counts, 15)
         found = evaluate(whole, split, num_resamples=1)
@@ -200,10 +219,22 @@ class TestExport:
         np.testing.assert_allclose(
             self.answers(blob, history=ids), ops.convert_to_numpy(model.encoder(ids)), atol=1e-5
         )
+        assert sys.modules.get("equinox", sys) is not None  # hidden from the exporter alone
         smaller = artefact.in_int8(blob)
         assert len(smaller) < len(blob)
         found = self.answers(smaller, history=ids)
         np.testing.assert_allclose(found, ops.convert_to_numpy(model.encoder(ids)), atol=0.05)
+
+    def test_so_does_the_gru_by_its_own_operator(self, model):
+        ids = windows(7)
+        for row in range(1, 7):
+            ids[row, : row - 1] = PADDING_ID
+        wanted = ops.convert_to_numpy(model.encoder(ids))
+        weights = model.encoder.get_weights()
+        blob = artefact.gru_to_onnx(*weights, context=SETTINGS.context)
+        np.testing.assert_allclose(self.answers(blob, history=ids), wanted, atol=1e-5)
+        found = self.answers(artefact.in_int8(blob), history=ids)
+        np.testing.assert_allclose(found, wanted, atol=0.05)
 
     def test_a_ranker_takes_any_number_of_candidates(self):
         told = np.random.default_rng(0).normal(size=(20, 12, 5)).astype("float32")
@@ -220,10 +251,3 @@ def test_every_model_of_the_chapter_says_what_it_was_trained_on():
     text = (NOTEBOOKS / "serving.py").read_text(encoding="utf-8")
     assert text.count("Trained(") == 3
     assert "allow_leak" not in text
-
-
-def test_an_index_that_looks_at_all_finds_all(model):
-    states = np.random.default_rng(0).normal(size=(8, SETTINGS.width)).astype("float32")
-    found = CHAPTER.search_times(model.items(), states, 10, "Flat")
-    assert found["recall"] == 1.0
-    assert found["ms a query"] > 0

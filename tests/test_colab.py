@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 import venv
 from pathlib import Path
 
+import nbformat
 import pytest
+
+from tools import repository
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,3 +99,31 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     assert "rectutor/evaluation.py" in names
     assert "rectutor/py.typed" in names
     assert all(name.startswith(("rectutor/", "rectutor-")) for name in names)
+
+
+@pytest.mark.long
+def test_the_notebook_for_ones_own_table_reads_it_and_runs_a_chapter(tmp_path, monkeypatch, capsys):
+    """Cell by cell as Colab would, with an upload and a chapter that are stand-ins."""
+    notebook = nbformat.read(ROOT / "colab" / "your_data.ipynb", as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells[0] == repository.bootstrap()
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    rows = [f"u{user},i{(user * item) % 13}" for user in range(1, 13) for item in range(1, 8)]
+    monkeypatch.chdir(tmp_path)
+    for name in ("RECTUTOR_DATA", "RECTUTOR_COLUMNS"):
+        monkeypatch.setenv(name, "")
+    (tmp_path / "loans.csv").write_text("\n".join(["user,item", *rows]))
+    files = types.SimpleNamespace(upload=lambda: {"loans.csv": b""})
+    monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(files=files))
+    asked, ran = [], []
+    monkeypatch.setattr("urllib.request.urlretrieve", lambda *where: asked.append(where))
+    shell = types.SimpleNamespace(run_line_magic=lambda *line: ran.append(line))
+    names = {"get_ipython": lambda: shell}
+    for cell in cells:
+        exec(cell, names)
+    assert "12 users" in capsys.readouterr().out
+    assert os.environ["RECTUTOR_DATA"] == str(tmp_path / "loans.csv")
+    ((address, script),) = asked
+    assert (ROOT / "notebooks" / script).is_file()
+    assert f"/notebooks/{script}?raw=true" in address
+    assert ran == [("run", script)]

@@ -100,3 +100,16 @@ def test_in_a_notebook_figures_are_vectors(shown, monkeypatch):
     monkeypatch.setattr(backend, "set_matplotlib_formats", lambda kind, **_: asked.append(kind))
     display.plot_style()
     assert asked == ["svg"]
+
+
+def test_a_flow_has_its_boxes_and_what_stands_beside_its_arrows():
+    places = {"from": (0, 0.0), "by": (1, 1.0), "to": (2, 0.0)}
+    figure = display.flow(places, [("from", "by", "up"), ("by", "to", "down")])
+    (ax,) = figure.axes
+    found = {text.get_text(): text.get_position() for text in ax.texts if text.get_text()}
+    assert {name: found[name] for name in places} == places
+    assert set(found) == {*places, "up", "down"}
+    assert [found[name][0] for name in ("up", "down")] == [0.5, 1.5]
+    low, high = ax.get_xlim()
+    assert low < 0
+    assert high > 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
@@ -173,6 +174,17 @@ def test_a_comparison_is_paired(bootstrap: summary.Bootstrap) -> None:
 def test_noise_is_no_effect(bootstrap: summary.Bootstrap) -> None:
     rng = np.random.default_rng(3)
     assert compared(*rng.random((2, 5, 200)), bootstrap).verdict == "no effect here"
+
+
+def test_an_interval_clear_of_zero_that_holm_does_not_pass_is_not_settled() -> None:
+    effect = reader.Effect(
+        *("toy", "C1", "more", "toy/one", "toy/two", "ndcg"),
+        **{"runs": 5, "from_value": 0.1, "to_value": 0.11, "value": 0.01, "p": 0.01},
+        **{"low": 0.001, "high": 0.02, "holm": 0.2},
+    )
+    assert effect.verdict == "not settled here"
+    assert dataclasses.replace(effect, low=-0.001).verdict == "no effect here"
+    assert dataclasses.replace(effect, holm=0.04).verdict == "improves"
 
 
 def test_holm_makes_up_for_the_number_of_comparisons() -> None:

@@ -56,6 +56,7 @@ ENVIRONMENT = (
     "KERAS_BACKEND",
     "RECTUTOR_COLUMNS",
     "RECTUTOR_DATA",
+    "RECTUTOR_EXCLUDE_SEEN",
     "RECTUTOR_PROFILE",
     "RECTUTOR_SEED",
 )
@@ -87,6 +88,13 @@ def chapters() -> list[str]:
                 yield from walk(value)
 
     return list(walk(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))))
+
+
+def pages() -> list[str]:
+    """The book's pages in reading order, as `_toc.yml` lists them."""
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    parts = [page["file"] for part in contents["parts"] for page in part["chapters"]]
+    return [contents["root"], *parts]
 
 
 def registry() -> dict[str, dict[str, Any]]:
@@ -294,7 +302,8 @@ def execute(name: str, progress: Progress, running: dict[str, NotebookClient]) -
     progress.start(name, sum(is_code(cell) for cell in notebook.cells))
     started = time.perf_counter()
     try:
-        client.execute(env=os.environ | {"RECTUTOR_RESULTS": str(BUILD / "results")})
+        own = {"RECTUTOR_RESULTS": str(BUILD / "results"), "RECTUTOR_WIDGETS": "no"}
+        client.execute(env=os.environ | own)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise ChapterError(describe_failure(name, notebook, error)) from None
     finally:

@@ -25,7 +25,14 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Files that must name the repository.
 REQUIRED = ("README.md", "_config.yml", "CITATION.cff", "notebooks/*.py", "notebooks/*.ipynb")
 #: Files that may.
-OPTIONAL = ("book/*.md", "book/**/*.py", "rectutor/*.py", "CONTRIBUTING.md", "SECURITY.md")
+OPTIONAL = (
+    "book/*.md",
+    "book/**/*.py",
+    "rectutor/*.py",
+    "colab/*.ipynb",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+)
 
 #: The first code cell of every chapter, after its cell marker.
 BOOTSTRAP = """\

@@ -2,8 +2,9 @@
 
 - MathJax and its fonts from the book itself (the files of `sphinx-mathjax-offline`).
 - On every chapter: "Open in Colab", the notebook and the script to download, in the page and in the
-  header's menu; "suggest edit" leads to the script, which is the chapter's source. On every page it
-  leads to the branch that is edited, whichever edition the page is of.
+  header's menu; a page that Colab cannot open may have a notebook that it can. "Suggest edit" leads
+  to the script, which is the chapter's source. On every page it leads to the branch that is edited,
+  whichever edition the page is of.
 - Under a chapter's title, what it costs: words, code, and the seconds that it ran.
 - No request to another host: scripts the book has no use for are taken out.
 - Roles that assistive technology would stumble over are taken off.
@@ -104,6 +105,8 @@ def add_notebook_buttons(
         context["header_buttons"] = [
             button for button in context["header_buttons"] if button["label"] != "launch-buttons"
         ]
+    if pagename in app.config.colab_notebooks:
+        links["colab"] = colab_link(app, app.config.colab_notebooks[pagename])
     for group in context["header_buttons"]:
         for button in group.get("buttons", ()):
             if button.get("text") == "Colab":
@@ -123,6 +126,14 @@ def add_notebook_buttons(
             )
     told = cost(doctree, seconds_of(app, pagename))
     context["body"] = insert_actions(context["body"], links, told)
+
+
+def colab_link(app: Sphinx, notebook: str) -> str:
+    """Where Colab opens a notebook of the repository."""
+    options = app.config.html_theme_options
+    place = options["repository_url"].partition("github.com/")[2].strip("/")
+    colab = options["launch_buttons"]["colab_url"]
+    return f"{colab}/github/{place}/blob/{options['repository_branch']}/{notebook}"
 
 
 def edit_link(url: str, branch: str) -> str:
@@ -214,6 +225,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     app.add_config_value("book_ext_digest", hashlib.sha256(sources).hexdigest(), "html", [str])
     app.add_config_value("edit_branch", "main", "html", [str])
+    app.add_config_value("colab_notebooks", {}, "html", [dict])
     app.connect("html-page-context", add_notebook_buttons, priority=502)
     app.connect("html-page-context", repair_roles, priority=503)
     app.connect("html-page-context", drop_unused_scripts, priority=900)

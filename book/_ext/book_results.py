@@ -14,7 +14,10 @@ From the study (see `rectutor.study`), which has figures over seeds, tie orders 
 - ``{effect}`gru4rec:C11` `` what a correction changes, with interval and verdict, a phrase a
   comparison.
 
-The directive `{effects}` makes a table of the latter, over all corrections.
+A chapter's figures stand as a picture under the diagram of its model.
+
+The directive `{corrections}` makes a table of the latter, over all corrections that its page has
+sections of.
 
 The directive `{chapters}` lists the chapters in reading order, each with what it promises
 (`notebooks/chapters.toml`) and its best figures.
@@ -25,8 +28,10 @@ what was asked for and what there is.
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -194,20 +199,20 @@ def _numbers(effect: study.Effect) -> tuple[str, str, str]:
     return f"{study.METRICS[effect.metric]} {values}", f"{effect.value:+.{digits}f}", ends
 
 
-def headline(found: study.Study, chapter: Mapping[str, Any]) -> dict[str, str]:
-    """A chapter's figures in the study, as documented, made right and of the best baseline.
+def headline_arms(found: study.Study, chapter: Mapping[str, Any]) -> dict[str, study.Arm]:
+    """A chapter's models in the study, as documented, made right and the best baseline.
 
     Args:
         found: the study.
         chapter: its entry in `notebooks/chapters.toml`.
 
     Returns:
-        Heading to a figure such as `0.131 [0.114, 0.149]`, for those that the study has; an RMSE is
-        in labels from 0 to 1. The best baseline is the one with the best mean.
+        Heading to model, for those that the study has. The best baseline is the one with the best
+        mean.
     """
     metric = chapter["metric"]
-    digits = DECIMALS.get(metric, 3)
-    texts = {}
+    best_of = min if metric == "rmse" else max
+    best = {}
     for heading, key in HEADLINES.items():
         names = chapter.get(key)
         if names is None:  # baselines alone may be left out
@@ -215,14 +220,86 @@ def headline(found: study.Study, chapter: Mapping[str, Any]) -> dict[str, str]:
         arms = [found.arms[name] for name in names if name in found.arms and "|" not in name]
         arms = [arm for arm in arms if metric in arm.metrics]
         if arms:
-            best_of = min if metric == "rmse" else max
-            arm = best_of(arms, key=lambda each: each.metrics[metric].value)
-            best = arm.metrics[metric]
-            ends = f"[{best.low:.{digits}f}, {best.high:.{digits}f}]"
-            texts[heading] = f"{best.value:.{digits}f} {ends}"
-            if arm.runs < study.FEWEST_RUNS:
-                texts[heading] += f" ({arm.runs} runs so far)"
+            best[heading] = best_of(arms, key=lambda each: each.metrics[metric].value)
+    return best
+
+
+def headline(found: study.Study, chapter: Mapping[str, Any]) -> dict[str, str]:
+    """A chapter's figures in the study, see `headline_arms`.
+
+    Returns:
+        Heading to a figure such as `0.131 [0.114, 0.149]`; an RMSE is in labels from 0 to 1.
+    """
+    metric = chapter["metric"]
+    digits = DECIMALS.get(metric, 3)
+    texts = {}
+    for heading, arm in headline_arms(found, chapter).items():
+        best = arm.metrics[metric]
+        ends = f"[{best.low:.{digits}f}, {best.high:.{digits}f}]"
+        texts[heading] = f"{best.value:.{digits}f} {ends}"
+        if arm.runs < study.FEWEST_RUNS:
+            texts[heading] += f" ({arm.runs} runs so far)"
     return texts
+
+
+def headline_picture(found: study.Study, chapter: Mapping[str, Any]) -> str:
+    """A chapter's figures in the study as SVG: a dot and an interval a model."""
+    metric = chapter["metric"]
+    arms = {
+        heading: (arm, arm.metrics[metric])
+        for heading, arm in headline_arms(found, chapter).items()
+    }
+    if any(figure.low is None or figure.high is None for _, figure in arms.values()) or not arms:
+        return ""
+    first = 0.0 if metric == "ndcg" else min(figure.low for _, figure in arms.values())
+    last = max(figure.high for _, figure in arms.values())
+    scale = 300 / (last - first)
+    told = "; ".join(f"{name.lower()} {text}" for name, text in headline(found, chapter).items())
+    lines = [
+        '<svg class="rd-diagram rh-picture" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 '
+        f'{30 * len(arms) + 40}" role="img" aria-label="{told}">'
+    ]
+    for row, (heading, (arm, figure)) in enumerate(arms.items()):
+        y = 22 + 30 * row
+        low, middle, high = (
+            148 + (each - first) * scale for each in (figure.low, figure.value, figure.high)
+        )
+        kind = HEADLINES[heading]
+        value = f"{figure.value:.{DECIMALS.get(metric, 3)}f}"
+        lines += [
+            f'<text class="rh-text" x="134" y="{y + 5}" text-anchor="end">{heading}</text>',
+            f'<line class="rh-{kind}" x1="{low:.1f}" y1="{y}" x2="{high:.1f}" y2="{y}"/>',
+            f'<circle class="rh-{kind}" cx="{middle:.1f}" cy="{y}" r="5"/>',
+            f'<text class="rh-text" x="{middle:.1f}" y="{y - 9}" text-anchor="middle">'
+            f"{value}</text>",
+        ]
+        if kind == "baselines":
+            name = arm.name.partition("/")[2]
+            lines.append(
+                f'<text class="rh-note" x="134" y="{y + 20}" text-anchor="end">{name}</text>'
+            )
+    bottom = 30 * len(arms) + 32
+    note = f"{UNITS[metric]}; 95 % intervals, from the study"
+    lines += [
+        f'<text class="rh-note" x="472" y="{bottom}" text-anchor="end">{note}</text>',
+        "</svg>",
+    ]
+    return "\n".join(lines)
+
+
+def add_headline(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put a chapter's figures under the diagram of its model."""
+    folder, _, name = docname.rpartition("/")
+    registry = Path(app.srcdir) / "notebooks" / "chapters.toml"
+    if folder != "notebooks" or not registry.is_file():
+        return
+    chapter = tomllib.loads(registry.read_text(encoding="utf-8")).get(name, {})
+    for image in doctree.findall(nodes.image):
+        if "metric" in chapter and Path(image["uri"]).name.startswith("model-"):
+            block = image.parent
+            picture = nodes.raw("", headline_picture(study.read(), chapter), format="html")
+            block.parent.insert(block.parent.index(block) + 1, picture)
+            return
 
 
 class ChapterList(SphinxDirective):
@@ -258,33 +335,111 @@ class ChapterList(SphinxDirective):
         return f" {UNITS[chapter['metric']]}: {', '.join(parts)}." if parts else ""
 
 
-class EffectTable(SphinxDirective):
-    """What every correction changes: effect, interval and verdict, a row a comparison."""
+@dataclass(frozen=True)
+class Correction:
+    """What the page of corrections says of one.
+
+    Attributes:
+        title: what is wrong.
+        proofs: labels of the boxes that prove it, to what the page calls their chapters.
+    """
+
+    title: str
+    proofs: dict[str, str]
+
+
+def corrections_of(page: str) -> dict[str, Correction]:
+    """The corrections that a page in Markdown has sections of, by name: `"C12"`.
+
+    Args:
+        page: its text. A section begins `### C12: what is wrong`, and its boxes are what it links
+            to by a label that ends in `-c12`.
+    """
+    _, *parts = re.split(r"^### (C\d+): (.+)$", page, flags=re.MULTILINE)
+    found = {}
+    for name, title, section in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        links = re.findall(rf"{{ref}}`([^<`]+) <([\w-]+-{name.lower()})>`", section)
+        found[name] = Correction(title, {label: text for text, label in links})
+    return found
+
+
+def severities_of(lines: Iterable[str], known: Collection[str]) -> dict[str, str]:
+    """How bad each correction is, worst first.
+
+    Args:
+        lines: a line a kind, such as `wrong model: C4, C6`; blank ones are left out.
+        known: the corrections that there are.
+
+    Raises:
+        ValueError: they do not name every correction once.
+    """
+    pairs = [
+        (name.strip(), kind.strip())
+        for kind, _, names in (line.partition(":") for line in lines if line.strip())
+        for name in names.split(",")
+    ]
+    told = sorted(name for name, _ in pairs)
+    if told != sorted(known):
+        odd = {name for name in told if told.count(name) > 1} | {*told} ^ {*known}
+        raise ValueError(f"named not at all, twice or without a section: {', '.join(sorted(odd))}")
+    return dict(pairs)
+
+
+def correction_rows(
+    corrections: Mapping[str, Correction],
+    severities: Mapping[str, str],
+    effects: Iterable[study.Effect],
+) -> list[list[str]]:
+    """The rows of the table of corrections, in Markdown.
+
+    Args:
+        corrections: by name.
+        severities: how bad each is; their order is that of the rows.
+        effects: what the study compared.
+
+    Returns:
+        A row a comparison, and one for each correction that the study has none of: name, what is
+        wrong, how bad, the fix's effect with its interval, verdict, chapter.
+    """
+    compared = list(effects)
+    rows = []
+    for name, kind in severities.items():
+        correction = corrections[name]
+        about = [name, correction.title, kind]
+        proofs = {label: f"{{ref}}`{text} <{label}>`" for label, text in correction.proofs.items()}
+        own = [effect for effect in compared if effect.correction == name]
+        for effect in own:
+            _, change, ends = _numbers(effect)
+            told = f"{change} ({ends}) {study.METRICS[effect.metric]}: {effect.what}"
+            label = f"{effect.chapter.replace('_', '-')}-{name.lower()}"
+            rows.append([*about, told, effect.verdict, proofs[label]])
+        if not own:
+            rows.append([*about, "", "", ", ".join(proofs.values())])
+    return rows
+
+
+class CorrectionTable(SphinxDirective):
+    """All corrections of the page: what is wrong, how bad, the fix's effect, verdict, chapter."""
+
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
         """Write the table as Markdown and have it parsed."""
         self.env.note_dependency(str(study.FILE))
-        lines = [
-            "| | chapter | what changes | metric | effect | verdict | runs |",
-            "|:--|:--|:--|:--|:--|:--|--:|",
-        ]
-        effects = [effect for effect in study.read().effects if effect.correction]
-        effects.sort(key=lambda effect: (int(effect.correction[1:]), effect.chapter))
-        for effect in effects:
-            values, change, ends = _numbers(effect)
-            label = f"{effect.chapter.replace('_', '-')}-{effect.correction.lower()}"
-            cells = [
-                f"{{ref}}`{effect.correction} <{label}>`",
-                effect.chapter.replace("_", "-"),
-                effect.what,
-                values,
-                f"{change} ({ends})",
-                effect.verdict,
-                str(effect.runs),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+        page = Path(self.env.doc2path(self.env.docname)).read_text(encoding="utf-8")
+        corrections = corrections_of(page)
+        try:
+            severities = severities_of(self.content, corrections)
+        except ValueError as error:
+            logger.warning("{corrections}: %s", error, location=self.get_location())
+            return []
+        headings = ["no.", "what is wrong", "how bad", "effect of the fix", "verdict", "chapter"]
+        rows = correction_rows(corrections, severities, study.read().effects)
+        lines = [f"| {' | '.join(cells)} |" for cells in (headings, [":--"] * 6, *rows)]
         container = nodes.Element()
         self.state.nested_parse(StringList(lines, source="study.json"), 0, container)
+        for table in container.findall(nodes.table):
+            table["classes"].append("sortable")
         return container.children
 
 
@@ -341,8 +496,9 @@ class StudyRole(FigureRole):
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the roles and the directive."""
+    app.connect("doctree-resolved", add_headline)
     app.add_directive("chapters", ChapterList)
-    app.add_directive("effects", EffectTable)
+    app.add_directive("corrections", CorrectionTable)
     app.add_role("result", ResultRole(format_result))
     app.add_role("interval", ResultRole(format_interval))
     app.add_role("fact", ResultRole(format_fact))

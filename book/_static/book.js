@@ -13,24 +13,102 @@
         element.scrollWidth > element.clientWidth + 1 || element.scrollHeight > element.clientHeight + 1;
       const style = getComputedStyle(element);
       const clips = /auto|scroll/.test(style.overflowX + style.overflowY);
-      if (scrolls && clips && !element.hasAttribute("tabindex")) {
+      if (scrolls && clips && element.tabIndex < 0) {
         element.tabIndex = 0;
       }
+    }
+  }
+
+  // A column that holds words has them on the left, with its header; numbers stay on the right.
+  function alignText(table) {
+    const rows = [...table.rows];
+    const wide = Math.max(...rows.map((row) => row.cells.length));
+    for (let column = 0; column < wide; column++) {
+      const cells = rows.map((row) => row.cells[column]).filter(Boolean);
+      const told = cells.filter((cell) => cell.tagName === "TD" && cell.textContent.trim());
+      const words = told.filter((cell) => !cell.matches(".interval, .number"));
+      if (2 * words.length > told.length) cells.forEach((cell) => cell.classList.add("text"));
     }
   }
 
   // A wide table scrolls inside a box of its own.
   function wrapTables() {
     for (const cell of document.querySelectorAll(".bd-content td")) {
-      // "0.111 [0.103, 0.120]" stays on one line
-      if (/^[-+]?[\d.]+ \[[^\]]*\]$/.test(cell.textContent.trim())) cell.classList.add("interval");
+      // "0.111 [0.103, 0.120]" and "-0.5" stay on one line
+      const text = cell.textContent.trim();
+      if (/^([-+]?[\d.]+ )?\[[^\]]*\]$/.test(text)) cell.classList.add("interval");
+      else if (/^[-+]?[\d.,]+ ?%?$/.test(text)) cell.classList.add("number");
     }
-    for (const table of document.querySelectorAll(".bd-content table")) {
+    for (const table of document.querySelectorAll(".bd-content table:not(.indextable)")) {
+      alignText(table);
       if (table.closest(".pst-scrollable-table-container, .table-scroll")) continue;
       const box = document.createElement("div");
       box.className = "table-scroll";
       table.parentNode.insertBefore(box, table);
       box.appendChild(table);
+    }
+  }
+
+  const SHOWN = 12;
+  const RESULTS = ".bd-content .cell_output table, .bd-content table.sortable";
+
+  // A long table begins with its first rows; a button below shows the others.
+  function foldTables() {
+    for (const table of document.querySelectorAll(RESULTS)) {
+      const rows = [...table.tBodies[0].rows];
+      if (rows.length <= SHOWN + 3) continue;
+      const show = (all) => rows.forEach((row) => (row.hidden = !all && row.rowIndex > SHOWN));
+      const button = document.createElement("button");
+      button.className = "table-more";
+      button.textContent = `Show all ${rows.length} rows`;
+      button.addEventListener("click", function () {
+        show(true);
+        button.remove();
+      });
+      table.closest(".table-scroll, .pst-scrollable-table-container").after(button);
+      show(false);
+      table.addEventListener("sorted", () => button.isConnected && show(false));
+    }
+  }
+
+  // A click on a header sorts by that column: numbers as numbers, an interval by its value.
+  function sortTables() {
+    const number = (text) => parseFloat(text.replace(/,/g, ""));
+    for (const table of document.querySelectorAll(RESULTS)) {
+      if (table.tBodies[0].rows.length < 4 || table.tHead.rows.length !== 1) continue;
+      if (table.querySelector("[rowspan], tbody [colspan]")) continue;
+      [...table.tHead.rows[0].cells].forEach(function (header, column) {
+        if (!header.textContent.trim()) return;
+        const button = document.createElement("button");
+        button.className = "table-sort";
+        button.append(...header.childNodes);
+        header.append(button);
+        button.addEventListener("click", function () {
+          const falls = header.getAttribute("aria-sort") !== "descending";
+          for (const other of header.parentNode.cells) other.removeAttribute("aria-sort");
+          header.setAttribute("aria-sort", falls ? "descending" : "ascending");
+          const key = (row) => row.cells[column].textContent.trim();
+          const rows = [...table.tBodies[0].rows].sort(function (one, two) {
+            const [a, b] = falls ? [key(two), key(one)] : [key(one), key(two)];
+            if (!key(one) !== !key(two)) return key(one) ? -1 : 1; // what is empty comes last
+            return number(a) - number(b) || a.localeCompare(b);
+          });
+          table.tBodies[0].append(...rows);
+          table.dispatchEvent(new Event("sorted"));
+        });
+      });
+    }
+  }
+
+  // A table too wide for the page is drawn tighter, step by step, until it fits. One that fits
+  // needs no box that scrolls, so its headers can stay while the page goes on.
+  function fitTables() {
+    const steps = ["tight", "tighter", "tightest"];
+    for (const box of document.querySelectorAll(".bd-content .table-scroll")) {
+      box.classList.remove("fits", ...steps);
+      const fits = () => box.scrollWidth <= box.clientWidth + 1;
+      for (const step of steps) if (!fits()) box.classList.add(step);
+      box.classList.toggle("fits", fits());
     }
   }
 
@@ -48,11 +126,15 @@
 
   function fit() {
     foldFormulas();
+    fitTables();
     makeScrollable();
   }
 
   document.addEventListener("DOMContentLoaded", function () {
     wrapTables();
+    sortTables();
+    foldTables();
+    fitTables();
     makeScrollable();
     window.addEventListener("load", function () {
       const drawn = window.MathJax && window.MathJax.startup && window.MathJax.startup.promise;

@@ -20,11 +20,14 @@ DRAWS = {
     },
     "retrieval": {
         "in-batch, log-Q corrected": "retrieval/in-batch, log-Q corrected",
-        "catalogue softmax, refitted": "retrieval/made right",
+        "made right": "retrieval/made right",
     },
     "gru4rec": {"GRU4Rec made right": "gru4rec/made right"},
     "sasrec": {"SASRec made right": "sasrec/made right"},
-    "multi_task": {"joint": "multi_task/joint"},
+    "multi_task": {
+        "documented, multi-task": "multi_task/documented, multi-task, stars",
+        "joint": "multi_task/joint, hidden, 5%",
+    },
     "serving": {"two stages": "serving/two stages"},
 }
 DRAWN = [(chapter, model) for chapter, models in DRAWS.items() for model in models]

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
-import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, ViewportSize
+
+from rectutor.data import load_movielens
+from tools import book
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def documents() -> list[str]:
-    """The book's pages, as `_toc.yml` lists them."""
-    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    parts = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
-    return [contents["root"], *parts]
-
-
-PAGES = [*documents(), "search", "genindex"]
+PAGES = [*book.pages(), "search", "genindex"]
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
 MODES = ("light", "dark")
 PHONE: ViewportSize = {"width": 390, "height": 844}
@@ -44,6 +44,16 @@ TOO_WIDE = """() => {
     .filter(e => !scrolls(e)).slice(0, 5)
     .map(e => `${e.tagName.toLowerCase()}.${e.className}`);
 }"""
+
+#: Code, outputs and tables of which a part is out of sight until somebody scrolls.
+CUT = """() => [...document.querySelectorAll(
+    '.bd-article pre, .bd-article .cell_output, .bd-article .table-scroll')]
+  .filter(e => e.getClientRects().length)
+  .filter(e => {
+    const style = getComputedStyle(e);
+    const clips = /auto|scroll|hidden/.test(style.overflowY) && e.scrollHeight > e.clientHeight + 1;
+    return clips || e.scrollWidth > e.clientWidth + 1;
+  }).map(e => `${innerWidth}: ${e.tagName} ${e.textContent.trim().slice(0, 60)}`)"""
 
 #: Leaves one code token of each kind, which is enough to judge the colours and takes a tenth of the
 #: time: a chapter has thousands.
@@ -74,6 +84,7 @@ class Visit:
     missing: list[str] = field(default_factory=list)
     broken_images: list[str] = field(default_factory=list)
     too_wide: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
     scrolls_sideways: dict[int, int] = field(default_factory=dict)
     violations: dict[str, list[str]] = field(default_factory=dict)
     raw_math: int = 0
@@ -131,6 +142,8 @@ def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
             if mode == "light":
                 for size in (DESK, PHONE):
                     page.set_viewport_size(size)
+                    page.evaluate("new Promise(done => requestAnimationFrame(done))")
+                    seen.cut += page.evaluate(CUT)
                     seen.scrolls_sideways[size["width"]] = page.evaluate(
                         "document.documentElement.scrollWidth"
                     )
@@ -148,9 +161,12 @@ def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
     return visit
 
 
-@pytest.mark.parametrize("what", ["missing", "console", "foreign", "broken_images", "too_wide"])
+WHAT = ("missing", "console", "foreign", "broken_images", "too_wide", "cut")
+
+
+@pytest.mark.parametrize("what", WHAT)
 @pytest.mark.parametrize("name", PAGES)
-def test_page_loads_alone_is_drawn_and_has_nothing_too_wide(
+def test_page_loads_alone_is_drawn_and_has_nothing_cut_or_too_wide(
     name: str, what: str, visited: Callable[[str], Visit]
 ) -> None:
     assert getattr(visited(name), what) == []
@@ -180,15 +196,116 @@ def page(chromium: Browser) -> Iterator[Page]:
         yield context.new_page()
 
 
-@pytest.mark.parametrize("words", ["NDCG", "log-Q"])
-def test_search_finds(words: str, site: str, page: Page) -> None:
+#: What readers look for, and where they should land first.
+WANTED = {
+    "NDCG": "book/glossary",
+    "cold start": "notebooks/retrieval",
+    "serve": "notebooks/serving",
+    "my own data": "book/your_data",
+    "GPU": "book/getting_started",
+    "install": "book/getting_started",
+}
+
+
+@pytest.mark.parametrize("words", WANTED)
+def test_search_finds_the_right_page_first(words: str, site: str, page: Page) -> None:
     page.goto(f"{site}search.html?q={words}")
     page.wait_for_selector(SEARCH_DONE, timeout=20_000)
     found = page.eval_on_selector_all(
         "#search-results ul.search li a", "links => links.map(a => a.pathname)"
     )
-    assert any("/book/glossary" in path for path in found), found
-    assert any("/notebooks/" in path for path in found), found
+    assert found[0] == f"/{WANTED[words]}.html", found[:5]
+
+
+def long_table(site: str, page: Page) -> Any:
+    """The leaderboard's table of all models."""
+    page.goto(f"{site}notebooks/leaderboard.html")
+    page.evaluate("document.querySelector('.table-more').previousElementSibling.id = 'long'")
+    return page.locator("#long")
+
+
+def test_a_long_table_begins_with_a_dozen_rows_and_opens(site: str, page: Page) -> None:
+    table = long_table(site, page)
+    rows = table.locator("tbody tr")
+    visible = "rows => rows.filter(row => row.getClientRects().length).length"
+    assert rows.evaluate_all(visible) == 12
+    page.locator(".table-more").first.click()
+    assert rows.evaluate_all(visible) == rows.count() > 12
+
+
+def test_a_click_on_a_header_sorts_by_its_column(site: str, page: Page) -> None:
+    table = long_table(site, page)
+    header = table.locator("th:has-text('HR@10')")
+    column = header.evaluate("th => th.cellIndex")
+    values = f"rows => rows.map(row => parseFloat(row.cells[{column}].textContent))"
+    for order, falls in (("descending", True), ("ascending", False)):
+        header.locator("button").click()
+        assert header.get_attribute("aria-sort") == order
+        shown = [each for each in table.locator("tbody tr").evaluate_all(values) if each == each]
+        assert shown == sorted(shown, reverse=falls)
+        assert len(set(shown)) > 3
+
+
+def picked_and_answered(page: Page) -> tuple[list[str], list[str]]:
+    """The titles in the two lists of the page to try."""
+    lists = (".try-picked li", ".try-answer li")
+    read = "items => items.map(item => item.firstChild.textContent.trim())"
+    picked, answered = (page.eval_on_selector_all(each, read) for each in lists)
+    return picked, answered
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE])
+def test_five_movies_picked_by_keyboard_give_ten_others(
+    size: ViewportSize, site: str, page: Page
+) -> None:
+    page.set_viewport_size(size)
+    page.goto(f"{site}book/try_it.html")
+    search = page.locator("#try-search")
+    for typed in ("matrix", "toy story", "fargo", "alien", "amelie"):
+        search.press_sequentially(typed)
+        search.press("ArrowDown")
+        search.press("Enter")
+    picked, answered = picked_and_answered(page)
+    assert len(set(picked)) == 5
+    assert len(set(answered)) == 10
+    assert not set(picked) & set(answered)
+    assert violations(page) == []
+
+
+def test_what_was_picked_can_be_taken_back(site: str, page: Page) -> None:
+    page.goto(f"{site}book/try_it.html")
+    page.fill("#try-search", "matrix")
+    page.locator("[role=option]").first.click()
+    (first,), alone = picked_and_answered(page)
+    page.fill("#try-search", "bambi")
+    page.locator("[role=option]").first.click()
+    assert picked_and_answered(page)[1] != alone
+    page.locator(".try-picked button").last.click()
+    assert picked_and_answered(page) == ([first], alone)
+
+
+def test_the_page_to_try_gives_what_the_package_gives(site: str, page: Page) -> None:
+    """By hand: the sum of the weights of what was picked, in the fitted model itself."""
+    page.goto(f"{site}book/try_it.html")
+    titles = page.evaluate("tryItModel.titles")
+    places = [0, 20, 200]
+    for place in places:
+        page.fill("#try-search", titles[place])
+        page.locator("[role=option]", has_text=titles[place]).first.click()
+    data = load_movielens("latest-small")
+    counts = data.ratings["movie_id"].value_counts()
+    kept = counts.index[counts >= 20].to_numpy()
+    assert data.titles[kept].tolist() == titles
+    rows = data.ratings[data.ratings["movie_id"].isin(kept)]
+    watched = pd.crosstab(rows["user_id"], rows["movie_id"])[kept].to_numpy(float).clip(max=1)
+    inverse = np.linalg.inv(watched.T @ watched + 200.0 * np.eye(len(kept)))
+    weights = inverse / -np.diag(inverse)
+    np.fill_diagonal(weights, 0.0)
+    scores = weights[places].sum(axis=0)
+    scores[places] = -np.inf
+    wanted = [titles[place] for place in np.argsort(-scores)[:10]]
+    # a movie keeps its 64 strongest neighbours only, to four decimals
+    assert len(set(wanted) & set(picked_and_answered(page)[1])) >= 8
 
 
 def test_search_box_leads_to_results(site: str, page: Page) -> None:
@@ -239,10 +356,18 @@ def test_chapter_opens_in_colab_and_downloads(name: str, site: str, page: Page) 
 
 
 def test_page_that_colab_cannot_open_has_no_colab_button(site: str, page: Page) -> None:
-    page.goto(f"{site}book/your_data.html")
+    page.goto(f"{site}book/data.html")
     links = page.eval_on_selector_all("a", LINKS)
     assert [link for link in links if "colab.research" in link] == []
-    assert [link for link in links if link.endswith("_sources/book/your_data.ipynb")]
+    assert [link for link in links if link.endswith("_sources/book/data.ipynb")]
+
+
+def test_your_own_data_opens_a_notebook_of_its_own_in_colab(site: str, page: Page) -> None:
+    place = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["rectutor"]
+    page.goto(f"{site}book/your_data.html")
+    (link,) = page.eval_on_selector_all(".page-actions a.colab", LINKS)
+    assert link.endswith(f"github/{place['repository']}/blob/{place['ref']}/colab/your_data.ipynb")
+    assert (ROOT / "colab" / "your_data.ipynb").is_file()
 
 
 def test_solutions_are_folded_and_open(site: str, page: Page) -> None:
@@ -251,3 +376,16 @@ def test_solutions_are_folded_and_open(site: str, page: Page) -> None:
     assert not inside.is_visible()
     page.locator("div.solution.dropdown button.toggle-button").first.click()
     assert inside.is_visible()
+
+
+def test_pages_are_printed_to_one_pdf_whose_links_lead_within_it(
+    site: str, chromium: Browser, tmp_path: Path
+) -> None:
+    to = tmp_path / "book.pdf"
+    pages = ["book/evaluation", "book/glossary"]
+    command = [sys.executable, "-m", "tools.pdf", *pages, "--to", str(to)]
+    subprocess.run(command, check=True, timeout=300, cwd=ROOT)
+    content = to.read_bytes()
+    assert content.startswith(b"%PDF-")
+    assert content.count(b"/Type /Page\n") > 4
+    assert b"book--glossary--term-NDCG" in content
