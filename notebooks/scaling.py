@@ -224,8 +224,7 @@ inputs, targets = map(np.concatenate, zip(*shards, strict=True))
 known = leave_one_out(data).histories(before="validation")
 in_memory = training_windows(known, settings.context)
 same = np.array_equal([inputs, targets], in_memory)
-print(f"{len(inputs):,} windows in {len(files)} shards;", end=" ")
-print("identical to training_windows:", same)
+print(f"{len(inputs):,} windows in {len(files)} shards, identical: {same}")
 assert same
 
 # %% [markdown]
@@ -379,8 +378,7 @@ def train(job):
 job = SimpleNamespace(files=files, seed=run.seed, **vars(settings))
 job.rows = 4 * -(-(data.num_movies + 1) // 4)
 job.save, job.checkpoints = False, str(place / "checkpoints")
-losses, seconds = {}, {}
-programs = {}  # the compiled step of each
+losses, seconds, programs = {}, {}, {}  # programs: compiled steps
 ways = {"one device": 0, "data parallel": 1, "table cut in two": 2}
 for name, job.table_over in ways.items():
     model, losses[name], seconds[f"{name}, here"] = train(job)

@@ -148,8 +148,10 @@ class NextMovie(keras.Model):
         movies = layers.ReversibleEmbedding(size, width, mask_zero=True)
         x = layers.Dropout(dropout)(movies(history))  # (B, L, d)
         x = layers.GRU(units, return_sequences=True)(x)
-        states = layers.Dense(width)(x)
-        super().__init__(history, movies(states, reverse=True))
+        states = layers.Dense(width)(x)  # (B, L, d)
+        scores = movies(ops.reshape(states, (-1, width)), reverse=True)
+        # scores is (B * L, num_movies + 1): of rank 3 it trains slower
+        super().__init__(history, ops.reshape(scores, (-1, context, size)))
         self.encoder = keras.Model(history, states[:, -1])
         self.movies = movies
 
@@ -712,10 +714,9 @@ run.show(display.flow(places, arrows), "picture")
 
 # %% tags=["nbval-check-output"]
 toy = Split(*[pd.DataFrame({"user_id": [1], "movie_id": [5]})] * 3, 1, 5)
-somebody = queries_for(toy, user_ids=[1])
 scores = np.array([[0, 3, 2, 1, 0, 0]]), np.array([[0, 1, 0, 3, 2, 0]])
 first, second = (lambda queries, s=s: s.astype(float) for s in scores)
-print(retrieve(first, second, somebody, 4)[0])
+print(retrieve(first, second, queries_for(toy, user_ids=[1]), 4)[0])
 
 # %% [markdown]
 # :::{solution-end}
