@@ -204,7 +204,7 @@ for inputs, y in documented_arrays(toy, 20, 6, seed=0):
 # C14: what stays the same can be learned by heart. The other two this data cannot tell from nothing.
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: answers among the negatives, counted", "code_prompt_show": "Show the code: answers among the negatives, counted"} tags=["hide-input"]
 asked = split.targets("test")
 users = np.flatnonzero(asked.lengths)
 for seen in [histories(data.ratings), split.histories("validation")]:
@@ -441,13 +441,36 @@ run.effect("C13", "C16")
 # movies already watched. (The next cell counts both.)
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: what is cut and what was seen, counted", "code_prompt_show": "Show the code: what is cut and what was seen, counted"} tags=["hide-input"]
 cut = np.maximum(liked.lengths - context - 1, 0).sum() / len(liked.items)
 print(f"{cut:.1%} of all interactions are never seen")
 top = recommend(scores, queries := queries_for(split), exclude_seen=False)
 seen = [np.isin(top[n], queries.history(n)) for n in range(len(top))]
 print(f"{np.mean(seen):.1%} of the places in the top 10: seen already")
 run.effect("C12")
+
+# %% [markdown]
+# :::{exercise} ★ Who was read from the padding?
+# :label: sasrec-ex1
+# For how many users of the test did the documented code read the state at a place that holds no
+# movie?
+# :::
+
+# %% [markdown]
+# :::{solution-start} sasrec-ex1
+# :class: dropdown
+# :::
+
+# %%
+rows = first_window(queries.histories, context)[queries.user_ids]
+read = rows[np.arange(len(rows)), documented_place(rows != PADDING_ID)]
+print(f"{(read == PADDING_ID).mean():.1%} were read from the padding")
+
+# %% [markdown]
+# Histories shorter than half the context are.
+#
+# :::{solution-end}
+# :::
 
 # %% [markdown]
 # ## Made right
@@ -667,7 +690,7 @@ for name, baseline in run.baselines(split).items():
 # Hardly: their intervals overlap widely. And item kNN with recency, which nobody trained, is far ahead of both.
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the study's table", "code_prompt_show": "Show the code: the study's table"} tags=["hide-input"]
 arms = {name: f"baselines/{name}" for name in own}
 for n in ("made right", "as documented", "as documented, right position"):
     arms[n] = f"sasrec/{n}"
@@ -688,29 +711,6 @@ widget.ten_titles(scores, data.titles, queries.history(reader))
 # %% [markdown]
 # ## Exercises
 #
-# :::{exercise} ★ Who was read from the padding?
-# :label: sasrec-ex1
-# For how many users of the test did the documented code read the state at a place that holds no
-# movie?
-# :::
-
-# %% [markdown]
-# :::{solution-start} sasrec-ex1
-# :class: dropdown
-# :::
-
-# %%
-rows = first_window(queries.histories, context)[queries.user_ids]
-read = rows[np.arange(len(rows)), documented_place(rows != PADDING_ID)]
-print(f"{(read == PADDING_ID).mean():.1%} were read from the padding")
-
-# %% [markdown]
-# Histories shorter than half the context are.
-#
-# :::{solution-end}
-# :::
-
-# %% [markdown]
 # :::{exercise} ★★ One random movie
 # :label: sasrec-ex2
 # Our model was trained to put the next movie before all others. Is it also the better one at the documented
