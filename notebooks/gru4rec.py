@@ -329,7 +329,7 @@ for movie in np.argsort(-answer(reader)[0], kind="stable")[:10]:
 # :::{admonition} Correction C6 (and C23): lists with seen movies, padding, and movies that nobody rated
 # The scores cover the whole table. Nothing takes out the movies of the history, which the example
 # acknowledges, and nothing takes out id 0, which is no movie. C23: on 1M the table also has ids that no movie has. Under
-# protocol P the first two are excluded; ids without a rating are never a target. (The next cell counts over all users.)
+# [protocol P](../book/glossary.md) the first two are excluded; ids without a rating are never a target. (The next cell counts over all users.)
 # :::
 
 # %% mystnb={"code_prompt_hide": "Hide the code: seen movies and padding, counted", "code_prompt_show": "Show the code: seen movies and padding, counted"} tags=["hide-input"]
@@ -374,7 +374,7 @@ except ValueError as error:
 
 # %% [markdown]
 # The same recipe again, on windows of the training part alone. Then both are measured, the first with `allow_leak=True`,
-# because we want to see what a leak does. **Guess first:** how much of the hit rate is left?
+# because we want to see what a [leak](../book/glossary.md) does. **Guess first:** how much of the hit rate is left?
 #
 # :::{dropdown} Answer
 # Less than popularity has, as the table under protocol P shows.
@@ -679,7 +679,7 @@ from_final = Trained(recommender_of(final, settings.length, "before"), known)
 # ### Do they know different things?
 #
 # Recency-weighted EASE counts which movies go together; the GRU reads an order. Where they err on different users, the
-# sum of their scores may be better than both. Its weight is chosen on validation, with models that have not seen that part.
+# sum of their scores, a [mixture](../book/glossary.md), may be better than both. Its weight is chosen on validation, with models that have not seen that part.
 
 # %%
 WEIGHTS = (0.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)

@@ -17,7 +17,7 @@
 #
 # ![Each model is trained several times; the last movie of each user asks every run; users and runs are drawn anew for an interval.](../book/_static/model-leaderboard.svg)
 #
-# No figure of ours is typed in on this page. The figures that count are those of the *study*: every
+# No figure of ours is typed in on this page. The figures that count are those of the *[study](../book/glossary.md)*: every
 # model trained several times, each time with another seed and another order of the ratings that carry
 # the same second. What the chapters measured in their own run stands beside them. The models go back to
 # the Keras Recommenders examples {cite}`sharma2025keras`; the protocol is that of
@@ -150,8 +150,8 @@ run.show_intervals(rows, label, "ndcg", kinds)
 # (comparisons)=
 # ## Which differences hold up
 #
-# Every comparison that the book makes, paired by user and by run. The verdict is at 5 % after Holm's
-# correction {cite}`holm1979` for all of them together, and so is the $p$ beside it: of so many comparisons
+# Every comparison that the book makes, paired by user and by run. The verdict is at 5 % after
+# [Holm's correction](../book/glossary.md) {cite}`holm1979` for all of them together, and so is the $p$ beside it: of so many comparisons
 # of equals, some would look clear by luck.
 
 # %% mystnb={"code_prompt_hide": "Hide the code: the table of comparisons", "code_prompt_show": "Show the code: the table of comparisons"} tags=["hide-input"]

@@ -364,7 +364,7 @@ run.show_table(scoreboard(predictions, *truth, width))
 #
 # ## Is it the training?
 #
-# First we change how the same network is trained. AdamW is Adam with weight decay
+# First we change how the same network is trained. AdamW is Adam with [weight decay](../book/glossary.md)
 # {cite}`loshchilov2019`: every step also pulls every weight a little towards zero. The learning rate falls
 # to zero along half a cosine, the order of the ratings is drawn anew in every epoch, and there are more
 # epochs.
@@ -430,14 +430,14 @@ for name, each in predictions.items():
 # %% [markdown]
 # ## Many small models
 #
-# A match of two tastes is a dot product {cite}`koren2009`. Added to the biases, it makes a *factor model*:
+# A match of two tastes is a dot product {cite}`koren2009`. Added to the biases, it makes a *[factor model](../book/glossary.md)*:
 #
 # $$\hat{y}_{ui} = \mu + b_u + b_i + p_u^\top q_i .$$
 #
 # A user's few ratings do not pin their vector down: many vectors explain them about as well, and training
 # ends at one of these. A Bayesian averages over all of them, each weighted by how well it explains the
 # ratings {cite}`salakhutdinov2008`. A cheap stand-in: train many models that differ in nothing but
-# where they start, and average what they predict {cite}`lakshminarayanan2017`. If the errors of one have the
+# where they start, and average what they predict, an [ensemble](../book/glossary.md) {cite}`lakshminarayanan2017`. If the errors of one have the
 # variance $\sigma^2$ and those of two the correlation $\rho$, the average of $M$ has
 #
 # $$\sigma^2 \Big(\rho + \frac{1 - \rho}{M}\Big).$$
@@ -612,7 +612,7 @@ def moments(ratings, learn):
 
 
 # %% [markdown]
-# A *factorization machine* {cite}`rendle2010` gives every column a vector. Those of a user's features $x_u$,
+# A *[factorization machine](../book/glossary.md)* {cite}`rendle2010` gives every column a vector. Those of a user's features $x_u$,
 # and of the movies $I_u$ they rated, are added to the user's own; a movie's features and its *audience*,
 # the users who rated it, likewise to the movie's:
 #

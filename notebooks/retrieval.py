@@ -259,8 +259,8 @@ run.effect("C7")
 # $$\ell_{ui} = -\log \frac{e^{t_{ui}}}{\sum_{j=1}^{M} n_j \, e^{t_{uj}}}, \qquad t_{uj} = s_{uj} - \log q_j.$$
 #
 # - *In-batch softmax*: the competitors are the movies of all pairs of the batch. $n_j$ counts them, $q_j = 1$.
-# - *log-Q correction*: $q_j$ is how often movie $j$ is expected among the competitors {cite}`yi2019`.
-# - *Mixed negatives*: some more movies, drawn evenly from the catalogue, join the batch's {cite}`yang2020`.
+# - *[log-Q correction](../book/glossary.md)*: $q_j$ is how often movie $j$ is expected among the competitors {cite}`yi2019`.
+# - *[Mixed negatives](../book/glossary.md)*: some more movies, drawn evenly from the catalogue, join the batch's {cite}`yang2020`.
 # - *Full softmax*: every movie competes once, $n_j = q_j = 1$. Nothing is sampled, so there is nothing to correct.
 #
 # (retrieval-c11)=
@@ -366,7 +366,7 @@ by_row = counts @ rows / counts.sum()
 print(f"by pair {-log_p[x == 1].mean():.6f}, by row {by_row:.6f}")
 
 # %% [markdown]
-# Label smoothing, of the full softmax alone, spreads a tenth of the target evenly: the movies a user has *not*
+# [Label smoothing](../book/glossary.md), of the full softmax alone, spreads a tenth of the target evenly: the movies a user has *not*
 # watched include those they will watch.
 
 
@@ -565,7 +565,7 @@ def movie_features(movies, known):
 
 
 # %% [markdown]
-# The test: *all* ratings of a tenth of the movies, drawn at random, are held out. These movies are *cold*. A user's
+# The test: *all* ratings of a tenth of the movies, drawn at random, are held out. These movies are *cold* ([cold start](../book/glossary.md)). A user's
 # target is the cold movie rated last; the history is all warm movies rated. (Cold is about movies, not
 # about time.) The other cold movies of the user do not compete.
 

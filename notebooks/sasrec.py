@@ -217,7 +217,7 @@ run.effect("C14", "C22", "C24")
 #
 # Each movie becomes a vector, a learned vector for its position is added, and two
 # [Transformer](../book/glossary.md) blocks follow in which a position looks at itself and at earlier
-# positions only. The vector $h_t$ that comes out at position $t$ is compared with the vector $e_i$
+# positions only (causal [attention](../book/glossary.md)). The vector $h_t$ that comes out at position $t$ is compared with the vector $e_i$
 # of any movie by a dot product, $s_{ti} = h_t^\top e_i$. The same table embeds the input and scores
 # the output: the weights are *tied*. With $j$ the negative of position $t$ and $i$ the movie
 # watched next, the loss of the position is
@@ -428,7 +428,7 @@ run.effect("C13", "C16")
 
 # %% [markdown]
 # The loss sees what the last two lines count, a user what the two before do. The study's line
-# for C13 is about weights that were trained to their early stop, ours about a few epochs, where the right place may well come out worse.
+# for C13 is about weights that were trained to their [early stop](../book/glossary.md), ours about a few epochs, where the right place may well come out worse.
 #
 # (sasrec-c12)=
 # (sasrec-c6)=
@@ -615,7 +615,7 @@ def sasrec_scores(model):
 # `training_windows` covers each history from its end, without overlap: eight movies in windows of three are
 # the targets 3 to 5 and 6 to 8, and one shorter row before.
 #
-# Many ratings of MovieLens carry the same second, and the order that the file has them in is no
+# Many ratings of MovieLens carry the same second ([ties](../book/glossary.md)), and the order that the file has them in is no
 # order. Shuffling the rows before they are sorted by time (the sort keeps ties as they come) shows
 # the model another of the possible orders each epoch.
 

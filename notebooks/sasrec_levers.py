@@ -89,7 +89,7 @@ settings = run.settings(**SETTINGS)
 # | loss | formula |
 # |---|---|
 # | BCE | $-\log\sigma(s_i) - \sum_{j \in N}\log(1 - \sigma(s_j))$, $K$ negatives a position |
-# | gBCE {cite}`petrov2023` | $-\beta\log\sigma(s_i) - \sum_{j \in N}\log(1 - \sigma(s_j))$ |
+# | [gBCE](../book/glossary.md) {cite}`petrov2023` | $-\beta\log\sigma(s_i) - \sum_{j \in N}\log(1 - \sigma(s_j))$ |
 # | sampled softmax | $-s_i + \log\bigl(e^{s_i} + \sum_{j \in N} e^{s_j}\bigr)$, $N$ shared by the batch |
 # | softmax {cite}`klenitskiy2023` | $-s_i + \log\sum_{j} e^{s_j}$, all movies |
 # | softmax, the watched left out | $-s_i + \log\sum_{j \notin W} e^{s_j}$ |
@@ -471,7 +471,7 @@ for kind in [DrawnEachEpoch, Bucketed]:
 # `rectutor.chunked_softmax` sums them a part at a time and makes them again for the gradient; [benchmarks](../book/benchmarks.md) has
 # what both save.
 #
-# Where the weights of one step are noisy, their running average over the latest steps is less so: Keras keeps it
+# Where the weights of one step are noisy, their running average over the latest steps is less so ([average weights](../book/glossary.md)): Keras keeps it
 # with `use_ema=True`, and `SwapEMAWeights` puts it in place whenever we evaluate.
 
 
@@ -521,10 +521,10 @@ def train_levers(
 # %% [markdown]
 # ## What the study found
 #
-# Each lever is trained to its early stop on validation, with several seeds, each over an order of the ties of its own, on
+# Each lever is trained to its [early stop](../book/glossary.md) on validation, with several seeds, each over an order of the ties of its own, on
 # MovieLens 100K. Levers are compared at the early stop, without the training on all that is known that follows it in the chapter;
 # *made right* has both. A row says what the second model has that the first has not; the interval resamples
-# users and seeds, and the verdict holds after Holm's correction for all comparisons of the study.
+# users and seeds, and the verdict holds after [Holm's correction](../book/glossary.md) for all comparisons of the study.
 
 # %% mystnb={"code_prompt_hide": "Hide the code: the table", "code_prompt_show": "Show the code: the table"} tags=["hide-input"]
 effects = study.read().of("sasrec")

@@ -20,7 +20,7 @@
 # ![A log is cut into parts of users, each becomes a file of windows; devices train one model on them, the table cut in two; each part ranks its own best.](../book/_static/model-scaling.svg)
 #
 # The engines exist: [DuckDB](https://duckdb.org) {cite}`raasveldt2019` prepares, `keras.distribution` places arrays on
-# devices, [Orbax](https://orbax.readthedocs.io) writes checkpoints. The model is the [SASRec](sasrec.ipynb) of this book, which
+# devices, [Orbax](https://orbax.readthedocs.io) writes [checkpoints](../book/glossary.md). The model is the [SASRec](sasrec.ipynb) of this book, which
 # began with the [Keras Recommenders examples](https://keras.io/keras_rs/examples/) {cite}`sharma2025keras`.
 
 # %% tags=["bootstrap", "hide-cell"]
@@ -127,7 +127,7 @@ print(limits.map("{:,.0f}".format))
 #
 # Every step of the preparation looks at one user at a time. So the log is cut once, in one pass, into parts of *users*
 # small enough for memory; then each part is sorted by user and time and becomes windows, as a file of its own. Those
-# files, called *shards*, are also what training reads. A table in SQL has no order, so the number of the row in the log is
+# files, called *[shards](../book/glossary.md)*, are also what training reads. A table in SQL has no order, so the number of the row in the log is
 # a column, `event`, which decides ties in time. `age` counts back from a user's latest interaction: 0 is for test, 1 for
 # validation, the rest is for training.
 
@@ -281,7 +281,7 @@ def sasrec(rows, context, width):
 # %% [markdown]
 # `keras.distribution` says where arrays lie; the compiler adds what has to travel. Two ways:
 #
-# - **Data parallel**: each device has the whole model and a share of each batch. Once a step the gradients are summed over
+# - **[Data parallel](../book/glossary.md)**: each device has the whole model and a share of each batch. Once a step the gradients are summed over
 #   the devices: 4 bytes a weight, whatever the batch.
 # - **The table cut by rows** over some devices, the rest of the model copied. Adam's averages are cut with it. The vectors
 #   that a batch looks up travel.
