@@ -31,6 +31,9 @@ MATHJAX_PARTS = ("tex-chtml.js", "output/chtml", "input/tex/extensions", "a11y",
 #: How fast prose is read.
 WORDS_A_MINUTE = 200
 
+#: How a cell is marked whose code opens on a click.
+FOLDED = ("all", "input", "input+output")
+
 #: Scripts that JupyterBook adds for live code and comments, which the book does not have.
 UNUSED_SCRIPTS = re.compile(r"thebe|THEBE|requirejs|require\.min|hypothes")
 
@@ -156,9 +159,17 @@ def cost(doctree: nodes.document, seconds: float | None) -> str:
     """What a page of code asks of its reader, in words."""
     words = sum(len(text.astext().split()) for text in doctree.findall(nodes.paragraph))
     cells = [each for each in doctree.findall(nodes.container) if "cell_input" in each["classes"]]
-    lines = sum(len(each.astext().strip().splitlines()) for each in cells)
+    lines = [len(each.astext().strip().splitlines()) for each in cells]
+    folded = sum(
+        count
+        for each, count in zip(cells, lines, strict=True)
+        if each.parent is not None and each.parent.get("hide_mode") in FOLDED
+    )
     minutes = max(round(words / WORDS_A_MINUTE), 1)
-    told = f"{words:,} words (about {minutes} min), {lines} lines of code in {len(cells)} cells"
+    told = (
+        f"{words:,} words (about {minutes} min), {sum(lines)} lines of code in {len(cells)} cells"
+    )
+    told += f" ({folded} lines folded)" if folded else ""
     return told + (f", executed in {seconds:.0f} s" if seconds else "")
 
 
