@@ -40,8 +40,8 @@ class Cost(NamedTuple):
 LENGTH = 50
 
 COSTS = {
-    "gru4rec": Cost(40, 0.06, 90e-6, False, (15, 5), 10e-6, 48e-9, (26, 24)),
-    "sasrec": Cost(40, 0.04, 10e-3, True, (10, 10), 42e-6, 14e-9, (48, 24)),
+    "gru4rec": Cost(40, 0.10, 90e-6, False, (15, 5), 10e-6, 48e-9, (26, 24)),
+    "sasrec": Cost(40, 0.07, 10e-3, True, (10, 10), 42e-6, 14e-9, (48, 24)),
 }
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
@@ -30,9 +31,6 @@ MATHJAX_PARTS = ("tex-chtml.js", "output/chtml", "input/tex/extensions", "a11y",
 
 #: How fast prose is read.
 WORDS_A_MINUTE = 200
-
-#: How a cell is marked whose code opens on a click.
-FOLDED = ("all", "input", "input+output")
 
 #: Scripts that JupyterBook adds for live code and comments, which the book does not have.
 UNUSED_SCRIPTS = re.compile(r"thebe|THEBE|requirejs|require\.min|hypothes")
@@ -155,21 +153,20 @@ def seconds_of(app: Sphinx, pagename: str) -> float | None:
     return sum(cells) if cells else None
 
 
+def lines_of_cells(part: nodes.Element) -> list[int]:
+    """How many lines each code cell in a part of a page has."""
+    cells = [each for each in part.findall(nodes.container) if "cell_input" in each["classes"]]
+    return [len(each.astext().strip().splitlines()) for each in cells]
+
+
 def cost(doctree: nodes.document, seconds: float | None) -> str:
     """What a page of code asks of its reader, in words."""
     words = sum(len(text.astext().split()) for text in doctree.findall(nodes.paragraph))
-    cells = [each for each in doctree.findall(nodes.container) if "cell_input" in each["classes"]]
-    lines = [len(each.astext().strip().splitlines()) for each in cells]
-    folded = sum(
-        count
-        for each, count in zip(cells, lines, strict=True)
-        if each.parent is not None and each.parent.get("hide_mode") in FOLDED
-    )
+    cells = lines_of_cells(doctree)
+    folded = sum(sum(lines_of_cells(each)) for each in doctree.findall(HideCodeCellNode))
     minutes = max(round(words / WORDS_A_MINUTE), 1)
-    told = (
-        f"{words:,} words (about {minutes} min), {sum(lines)} lines of code in {len(cells)} cells"
-    )
-    told += f" ({folded} lines folded)" if folded else ""
+    code = f"{sum(cells)} lines of code" + (f" ({folded} of them folded)" if folded else "")
+    told = f"{words:,} words (about {minutes} min), {code} in {len(cells)} cells"
     return told + (f", executed in {seconds:.0f} s" if seconds else "")
 
 
