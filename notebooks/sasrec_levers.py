@@ -531,8 +531,7 @@ effects = study.read().of("sasrec")
 table = pd.DataFrame(
     [
         {
-            "what": effect.what,
-            "of": effect.correction,
+            "what": f"{effect.correction}: {effect.what}".removeprefix(": "),
             "NDCG@10": f"{effect.from_value:.3f} -> {effect.to_value:.3f}",
             "effect": f"{effect.value:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]",
             "runs": effect.runs,
