@@ -162,7 +162,7 @@ effects = pd.DataFrame(
         "after": effect.after.partition("/")[2],
         "metric": study.METRICS[effect.metric],
         "difference": f"{effect.value:+.4f} [{effect.low:+.4f}, {effect.high:+.4f}]",
-        "verdict": f"{effect.verdict} (p {effect.holm:.3f})",
+        "verdict": f"{effect.verdict} (p\N{NO-BREAK SPACE}{effect.holm:.3f})",
     }
     for effect in found.effects
 )
