@@ -1,8 +1,8 @@
 """About how long GRU4Rec and SASRec take on a table of one's own, said before they begin.
 
-The costs of MovieLens 100K are those of the book's own runs (`quick`, two cores). How they grow with
-the catalogue was measured on one core, on MovieLens latest-small, which has five times the items. So
-it is an estimate: a busy or an older machine takes longer.
+The costs of MovieLens 100K are those of the book's own runs (`quick`, two cores). How they grow
+with the catalogue was measured on one core, on MovieLens latest-small, which has five times the
+items. So it is an estimate: a busy or an older machine takes longer.
 """
 
 from __future__ import annotations
