@@ -281,7 +281,7 @@ def chance(rows, batch):
 for batch in (2048, 4096):
     print(f"batch {batch}: chance is {chance(batch, batch):.3f}")
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the loss by size of the batch", "code_prompt_show": "Show the code: the loss by size of the batch"} tags=["hide-input"]
 smaller, larger = settings.validation_batch, settings.documented_batch
 by_size = pd.DataFrame({"batch": [smaller // 4, smaller, larger]})
 for at, size in by_size["batch"].items():
@@ -300,7 +300,7 @@ run.show_table(by_size, "The same weights and rows, batches of different size")
 # run, and what the study found for a model without the leak of C8.)
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the best epoch", "code_prompt_show": "Show the code: the best epoch"} tags=["hide-input"]
 best_loss = int(np.argmin(losses["val_loss"])) + 1
 print(f"lowest val_loss after epoch {best_loss} of {len(losses['val_loss'])}")
 run.effect("C29")
@@ -310,7 +310,7 @@ run.effect("C29")
 #
 # The documented ending: the ten movies with the highest scores for one user, here of a middling history.
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: ten movies for one user", "code_prompt_show": "Show the code: ten movies for one user"} tags=["hide-input"]
 queries = queries_for(split)
 chosen = np.argsort(queries.lengths, kind="stable")[len(queries) // 2]
 reader = queries_for(split, user_ids=[int(queries.user_ids[chosen])])
@@ -329,10 +329,10 @@ for movie in np.argsort(-answer(reader)[0], kind="stable")[:10]:
 # :::{admonition} Correction C6 (and C23): lists with seen movies, padding, and movies that nobody rated
 # The scores cover the whole table. Nothing takes out the movies of the history, which the example
 # acknowledges, and nothing takes out id 0, which is no movie. C23: on 1M the table also has ids that no movie has. Under
-# protocol P the first two are excluded; ids without a rating are never a target. (The next cell counts over all users.)
+# [protocol P](../book/glossary.md) the first two are excluded; ids without a rating are never a target. (The next cell counts over all users.)
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: seen movies and padding, counted", "code_prompt_show": "Show the code: seen movies and padding, counted"} tags=["hide-input"]
 best = np.argsort(-answer(queries), axis=1, kind="stable")[:, :10]
 seen = [np.isin(ids, queries.history(b)).sum() for b, ids in enumerate(best)]
 seen, padded = np.mean(seen), np.mean((best == PADDING_ID).any(axis=1))
@@ -374,7 +374,7 @@ except ValueError as error:
 
 # %% [markdown]
 # The same recipe again, on windows of the training part alone. Then both are measured, the first with `allow_leak=True`,
-# because we want to see what a leak does. **Guess first:** how much of the hit rate is left?
+# because we want to see what a [leak](../book/glossary.md) does. **Guess first:** how much of the hit rate is left?
 #
 # :::{dropdown} Answer
 # Less than popularity has, as the table under protocol P shows.
@@ -398,7 +398,7 @@ results = {
 row = {"model": "GRU4Rec as documented", "metrics": results[with_leak]}
 run.record(**row, recipe="documented", protocol="leave-one-out")
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the comparison", "code_prompt_show": "Show the code: the comparison"} tags=["hide-input"]
 run.fact("c8_hit_rate_with_leak", results[with_leak].hit_rate)
 run.fact("c8_hit_rate_without_leak", results[no_leak].hit_rate)
 run.show_table(compare(results))
@@ -418,7 +418,7 @@ run.effect("C8", "C24")
 # counts the queries of protocol P that have any.)
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the same three movies and more zeros", "code_prompt_show": "Show the code: the same three movies and more zeros"} tags=["hide-input"]
 three = queries.last(3)
 three = three[(three != PADDING_ID).all(axis=1)]
 
@@ -507,6 +507,30 @@ before_validation = split.histories(before="validation")
 inputs, targets = training_windows(before_validation, settings.length)
 real = inputs != PADDING_ID
 print(f"inputs {inputs.shape}, {real.mean():.0%} of the positions real")
+
+# %% [markdown]
+# :::{exercise} ★ A better kind of chance
+# :label: gru4rec-ex1
+# A model that knows nothing at all scores $\ln N$ with a softmax over $N$ movies. A model that knows popularity and
+# nothing of the user scores the entropy of popularity, $-\sum_i p(i) \ln p(i)$. Compute both for the training
+# targets. How much of the way from one to the other does popularity alone go?
+# :::
+
+# %% [markdown]
+# :::{solution-start} gru4rec-ex1
+# :class: dropdown
+# :::
+
+# %%
+share = np.bincount(targets[real]) / real.sum()
+entropy = -np.sum(share[share > 0] * np.log(share[share > 0]))
+print(f"knowing nothing {math.log(data.num_movies):.2f} nats,", end=" ")
+print(f"knowing popularity {entropy:.2f}")
+print(f"as if there were {math.exp(entropy):,.0f} equally popular movies")
+
+# %% [markdown]
+# :::{solution-end}
+# :::
 
 # %% [markdown]
 # ### The model
@@ -655,7 +679,7 @@ from_final = Trained(recommender_of(final, settings.length, "before"), known)
 # ### Do they know different things?
 #
 # Recency-weighted EASE counts which movies go together; the GRU reads an order. Where they err on different users, the
-# sum of their scores may be better than both. Its weight is chosen on validation, with models that have not seen that part.
+# sum of their scores, a [mixture](../book/glossary.md), may be better than both. Its weight is chosen on validation, with models that have not seen that part.
 
 # %%
 WEIGHTS = (0.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
@@ -696,12 +720,12 @@ for name, baseline in baselines.items():
 comparison = compare(results)
 run.show_table(comparison)
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the comparison in words", "code_prompt_show": "Show the code: the comparison in words"} tags=["hide-input"]
 for name in ["popularity", "EASE", "item kNN, recency", "EASE, recency", no_leak]:
     print(comparison.better("GRU4Rec made right", name))
 print(comparison.better("GRU4Rec + EASE, recency", "EASE, recency"))
 
-# %% mystnb={"image": {"alt": "NDCG at 10 of every model and baseline, with 95 percent intervals"}}
+# %% mystnb={"code_prompt_hide": "Hide the code: the picture", "code_prompt_show": "Show the code: the picture", "image": {"alt": "NDCG at 10 of every model and baseline, with 95 percent intervals"}} tags=["hide-input"]
 shown = sorted(results.items(), key=lambda pair: -pair[1].ndcg)
 shown = {name: found.metrics["ndcg"] for name, found in shown}
 kinds = dict.fromkeys(ours, "made right")
@@ -713,7 +737,7 @@ run.show_intervals(shown, label, "comparison", kinds, rest="baselines")
 # The study repeats the training over seeds and over orders of the movies that carry the same second. It also has a model
 # that is trained and asked on histories in random order: the difference is what the order was worth.
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the study's table", "code_prompt_show": "Show the code: the study's table"} tags=["hide-input"]
 run.show_study(
     {
         with_leak: "gru4rec/as documented (leak)",
@@ -731,30 +755,6 @@ run.effect()
 # %% [markdown]
 # ## Exercises
 #
-# :::{exercise} ★ A better kind of chance
-# :label: gru4rec-ex1
-# A model that knows nothing at all scores $\ln N$ with a softmax over $N$ movies. A model that knows popularity and
-# nothing of the user scores the entropy of popularity, $-\sum_i p(i) \ln p(i)$. Compute both for the training
-# targets. How much of the way from one to the other does popularity alone go?
-# :::
-
-# %% [markdown]
-# :::{solution-start} gru4rec-ex1
-# :class: dropdown
-# :::
-
-# %%
-share = np.bincount(targets[real]) / real.sum()
-entropy = -np.sum(share[share > 0] * np.log(share[share > 0]))
-print(f"knowing nothing {math.log(data.num_movies):.2f} nats,", end=" ")
-print(f"knowing popularity {entropy:.2f}")
-print(f"as if there were {math.exp(entropy):,.0f} equally popular movies")
-
-# %% [markdown]
-# :::{solution-end}
-# :::
-
-# %% [markdown]
 # :::{exercise} ★★ How far back does it look?
 # :label: gru4rec-ex2
 # Ask the model with the latest 1, 3, 10 and all movies of the window, on validation. How much does the history beyond

@@ -15,7 +15,9 @@
 # - tell a difference from noise with the interval beside every figure,
 # - see what a figure was measured on, and how often.
 #
-# No figure of ours is typed in on this page. The figures that count are those of the *study*: every
+# ![Each model is trained several times; the last movie of each user asks every run; users and runs are drawn anew for an interval.](../book/_static/model-leaderboard.svg)
+#
+# No figure of ours is typed in on this page. The figures that count are those of the *[study](../book/glossary.md)*: every
 # model trained several times, each time with another seed and another order of the ratings that carry
 # the same second. What the chapters measured in their own run stands beside them. The models go back to
 # the Keras Recommenders examples {cite}`sharma2025keras`; the protocol is that of
@@ -42,7 +44,7 @@ run = chapter.start("leaderboard")
 # %% [markdown]
 # ## What was measured, on what
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: what the study holds", "code_prompt_show": "Show the code: what the study holds"} tags=["hide-input"]
 found = study.read()
 made = found.made
 print(f"the study: {made.get('trainings', 0):,} runs, ", end="")
@@ -60,29 +62,28 @@ for key in unfinished:
 # An interval of the study draws users *and* runs anew, so it covers both kinds of chance. The runs of
 # the chapters, one seed each:
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the chapters' runs", "code_prompt_show": "Show the code: the chapters' runs"} tags=["hide-input"]
 stored = results.read_all()
-conditions = pd.DataFrame(
-    {
-        "chapter": name,
-        "profile": record["profile"],
-        "data": record["data"]["name"],
-        "source": record["data"]["source"],
-        "ratings": f"{record['data']['num_ratings']:,}",
-        "backend": f"{record['backend']} {record['versions'].get(record['backend'], '')}".strip(),
-        "keras": record["versions"]["keras"],
-        "device": record["device"],
-        "seed": record["seed"],
-    }
-    for name, record in stored.items()
-)
+rows = []
+for name, record in stored.items():
+    data, backend = record["data"], record["backend"]
+    limit = record["facts"].get(results.LIMIT)
+    row = {"chapter": name, "data": f"{data['name']} from {data['source']}"}
+    row["ratings"] = f"{data['num_ratings']:,}"
+    row["run"] = f"{record['profile']}, seed {record['seed']}"
+    row["run"] += f", at most {limit} epochs" if limit else ""
+    version = record["versions"].get(backend, "")
+    row["backend"] = f"{backend} {version}".strip()
+    row["device"] = record["device"]
+    rows.append(row)
+conditions = pd.DataFrame(rows)
 run.show_table(conditions)
 
 # %% [markdown]
 # A file of another layout is refused rather than misread. Here is one that claims a recipe the
 # schema does not know:
 
-# %% tags=["nbval-check-output"]
+# %% mystnb={"code_prompt_hide": "Hide the code: a file that is refused", "code_prompt_show": "Show the code: a file that is refused"} tags=["hide-input", "nbval-check-output"]
 odd = {"model": "Oracle", "recipe": "magic", "protocol": "leave-one-out", "metrics": {"ndcg": 1.0}}
 empty = {"schema": results.SCHEMA, "chapter": "toy", "profile": "quick", "seed": 42, "facts": {}}
 empty |= {"backend": "jax", "device": "CPU", "versions": {}, "models": [odd | {"seconds": 0.0}]}
@@ -99,7 +100,7 @@ except ValueError as error:
 # out. Sorted by the mean over the runs; MovieLens 100K.
 
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the table of all models", "code_prompt_show": "Show the code: the table of all models"} tags=["hide-input"]
 def standing(found, metric, lower_is_better=False):
     """A row for each of the study's models, the best mean first."""
     rows = []
@@ -113,18 +114,21 @@ def standing(found, metric, lower_is_better=False):
 
 
 def as_table(rows, metric, digits):
-    """The rows as a table of text."""
+    """The rows as a table of text, six columns wide."""
     table = []
-    for place, row in enumerate(rows, start=1):
+    for row in rows:
         figure, arm = row["figure"], row["arm"]
-        line = {"": place, "model": row["model"], "from": row["chapter"]}
-        line[study.METRICS[metric]] = f"{figure.value:.{digits}f}"
-        line["95 % interval"] = f"[{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
-        line["runs"] = arm.runs
-        line["lowest to highest"] = f"{figure.lowest:.{digits}f} to {figure.highest:.{digits}f}"
+        low, high = (f"{end:.{digits}f}" for end in (figure.low, figure.high))
+        line = {"model": row["model"]}
         if metric == "ndcg":
-            line["HR@10"] = f"{arm.metrics['hit_rate'].value:.3f}"
-        table.append(line)
+            line["HR@10"] = f"{arm.metrics['hit_rate'].value:.{digits}f}"
+        line[study.METRICS[metric]] = f"{figure.value:.{digits}f}"
+        line["95 % interval"] = f"[{low}, {high}]"
+        if metric != "ndcg":
+            ends = figure.lowest, figure.highest
+            ends = " to ".join(f"{end:.{digits}f}" for end in ends)
+            line["lowest to highest"] = ends
+        table.append(line | {"runs": arm.runs, "from": row["chapter"]})
     return pd.DataFrame(table)
 
 
@@ -136,7 +140,7 @@ run.show_table(as_table(top, "ndcg", 3))
 # comparison may still settle it. Those that the book makes are in the
 # [table of the comparisons](#comparisons) below.
 
-# %% mystnb={"image": {"alt": "Dot plot of NDCG at 10 with 95 percent intervals over users and runs, one row a model, best at the top, coloured by the chapter it is from."}}
+# %% mystnb={"code_prompt_hide": "Hide the code: the picture", "code_prompt_show": "Show the code: the picture", "image": {"alt": "Dot plot of NDCG at 10 with 95 percent intervals over users and runs, one row a model, best at the top, coloured by the chapter it is from."}} tags=["hide-input"]
 rows = {row["model"]: row["figure"] for row in top}
 kinds = {row["model"]: row["chapter"] for row in top}
 label = "NDCG@10, mean over runs (higher is better)"
@@ -146,22 +150,19 @@ run.show_intervals(rows, label, "ndcg", kinds)
 # (comparisons)=
 # ## Which differences hold up
 #
-# Every comparison that the book makes, paired by user and by run. The verdict is at 5 % after Holm's
-# correction {cite}`holm1979` for all of them together: of so many comparisons of equals, some would look
-# clear by luck.
+# Every comparison that the book makes, paired by user and by run. The verdict is at 5 % after
+# [Holm's correction](../book/glossary.md) {cite}`holm1979` for all of them together, and so is the $p$ beside it: of so many comparisons
+# of equals, some would look clear by luck.
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the table of comparisons", "code_prompt_show": "Show the code: the table of comparisons"} tags=["hide-input"]
 effects = pd.DataFrame(
     {
-        "chapter": effect.chapter,
-        "": effect.correction,
+        "of": f"{effect.chapter} {effect.correction}".strip(),
         "before": effect.before.partition("/")[2],
         "after": effect.after.partition("/")[2],
         "metric": study.METRICS[effect.metric],
         "difference": f"{effect.value:+.4f} [{effect.low:+.4f}, {effect.high:+.4f}]",
-        "runs": effect.runs,
-        "p, Holm": f"{effect.holm:.3f}",
-        "verdict": effect.verdict,
+        "verdict": f"{effect.verdict} (p\N{NO-BREAK SPACE}{effect.holm:.3f})",
     }
     for effect in found.effects
 )
@@ -174,7 +175,7 @@ run.show_table(effects)
 # catalogue. These figures are typed in, each with its source; ours join them where a chapter ran on
 # `1m` (the `full` profile).
 
-# %% tags=["nbval-check-output"]
+# %% mystnb={"code_prompt_hide": "Hide the code: the published figures", "code_prompt_show": "Show the code: the published figures"} tags=["hide-input", "nbval-check-output"]
 PUBLISHED = pd.DataFrame(
     [
         ("SASRec, binary cross-entropy", 0.2500, 0.1341, "Klenitskiy and Vasilev, RecSys 2023"),
@@ -197,7 +198,7 @@ print(PUBLISHED.to_string(index=False, na_rep=""))
 # %% [markdown]
 # The papers are {cite:t}`klenitskiy2023`, {cite:t}`petrov2023` and {cite:t}`tikhonovich2025`.
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: our rows beside them", "code_prompt_show": "Show the code: our rows beside them"} tags=["hide-input"]
 ours = [
     {
         "model": entry["model"],
@@ -223,7 +224,7 @@ else:
 # is better. Rows that begin with "folds" are GroupLens's five folds, the others the book's own random
 # fifth.
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the table", "code_prompt_show": "Show the code: the table"} tags=["hide-input"]
 run.show_table(as_table(standing(found, "rmse", True), "rmse", 4))
 
 # %% [markdown]

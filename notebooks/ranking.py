@@ -98,7 +98,7 @@ run.show_table(data.ratings.head(3))
 # from the archive of GroupLens and needs neither.
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: what TensorFlow Datasets asks for and imports", "code_prompt_show": "Show the code: what TensorFlow Datasets asks for and imports"} tags=["hide-input"]
 try:
     found = importlib.metadata.distribution("tensorflow-datasets")
     asked = [each for each in found.requires or [] if "importlib" in each]
@@ -170,7 +170,7 @@ print(f"{len(y_train):,} ratings to learn from, {len(y_test):,} to test")
 # `int(...)`; `rectutor` counts in Python integers to begin with.
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: a NumPy integer refused", "code_prompt_show": "Show the code: a NumPy integer refused"} tags=["hide-input"]
 highest_id = data.ratings["user_id"].to_numpy().max()
 for size in (highest_id + 1, int(highest_id) + 1):
     try:
@@ -364,7 +364,7 @@ run.show_table(scoreboard(predictions, *truth, width))
 #
 # ## Is it the training?
 #
-# First we change how the same network is trained. AdamW is Adam with weight decay
+# First we change how the same network is trained. AdamW is Adam with [weight decay](../book/glossary.md)
 # {cite}`loshchilov2019`: every step also pulls every weight a little towards zero. The learning rate falls
 # to zero along half a cosine, the order of the ratings is drawn anew in every epoch, and there are more
 # epochs.
@@ -404,16 +404,40 @@ predictions[name] = predict(network, x_test)
 run.show_table(scoreboard(predictions, *truth, width))
 
 # %% [markdown]
+# :::{exercise} ★ A typical miss
+# :label: ranking-ex1
+# The RMSE weighs large misses heavily. Compute the *mean absolute error* in stars of every model in
+# `predictions`. Do the models keep their order?
+# :::
+
+# %% [markdown]
+# :::{solution-start} ranking-ex1
+# :class: dropdown
+# :::
+
+# %%
+for name, each in predictions.items():
+    print(f"{name}: {width * np.abs(each - y_test).mean():.3f} stars")
+
+# %% [markdown]
+# The mean absolute error is smaller than the RMSE for each model, always: the root of a mean of
+# squares is never below the mean of the absolute values.
+
+# %% [markdown]
+# :::{solution-end}
+# :::
+
+# %% [markdown]
 # ## Many small models
 #
-# A match of two tastes is a dot product {cite}`koren2009`. Added to the biases, it makes a *factor model*:
+# A match of two tastes is a dot product {cite}`koren2009`. Added to the biases, it makes a *[factor model](../book/glossary.md)*:
 #
 # $$\hat{y}_{ui} = \mu + b_u + b_i + p_u^\top q_i .$$
 #
 # A user's few ratings do not pin their vector down: many vectors explain them about as well, and training
 # ends at one of these. A Bayesian averages over all of them, each weighted by how well it explains the
 # ratings {cite}`salakhutdinov2008`. A cheap stand-in: train many models that differ in nothing but
-# where they start, and average what they predict {cite}`lakshminarayanan2017`. If the errors of one have the
+# where they start, and average what they predict, an [ensemble](../book/glossary.md) {cite}`lakshminarayanan2017`. If the errors of one have the
 # variance $\sigma^2$ and those of two the correlation $\rho$, the average of $M$ has
 #
 # $$\sigma^2 \Big(\rho + \frac{1 - \rho}{M}\Big).$$
@@ -512,7 +536,7 @@ print(f"one: {seconds['one member']:.1f} s, all: {seconds[name]:.1f} s")
 
 
 # %%
-# %% mystnb={"image": {"alt": "Line chart: RMSE in stars falls with the number of members averaged; a band shows where single members lie."}}
+# %% mystnb={"code_prompt_hide": "Hide the code: the picture", "code_prompt_show": "Show the code: the picture", "image": {"alt": "Line chart: RMSE in stars falls with the number of members averaged; a band shows where single members lie."}} tags=["hide-input"]
 def errors(labels, y, width):
     """The RMSE in stars of each column of `labels`, (n, k)."""
     misses = np.clip(labels, 0, 1) - y[:, None]
@@ -588,7 +612,7 @@ def moments(ratings, learn):
 
 
 # %% [markdown]
-# A *factorization machine* {cite}`rendle2010` gives every column a vector. Those of a user's features $x_u$,
+# A *[factorization machine](../book/glossary.md)* {cite}`rendle2010` gives every column a vector. Those of a user's features $x_u$,
 # and of the movies $I_u$ they rated, are added to the user's own; a movie's features and its *audience*,
 # the users who rated it, likewise to the movie's:
 #
@@ -675,7 +699,7 @@ run.show_table(scoreboard(predictions, *truth, width))
 # Decay and rate came out best on the validation part, in a search that the [study](../book/evaluation.md)
 # counts; the decay was the largest tried.
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: what is recorded", "code_prompt_show": "Show the code: what is recorded"} tags=["hide-input"]
 kinds = {"user and movie bias": "baseline", "as documented": "documented"}
 kinds |= {"made right, ids only": "made right", name: "made right"}
 for name, each in predictions.items():
@@ -700,7 +724,7 @@ for name, each in predictions.items():
 # Who rated what. What the others add to it is too little to be told here.
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the study's tables", "code_prompt_show": "Show the code: the study's tables"} tags=["hide-input"]
 own = {name: rmse(each, *truth).value for name, each in predictions.items()}
 names = [*predictions, "who rated what"]
 for part, caption in (("", "The random split"), ("folds: ", "Five folds")):
@@ -755,30 +779,6 @@ print(f"the first layer reads {reads} numbers, {settings.dim} of each side")
 # only the order matters, which the squared error does not measure. The next chapters do.
 #
 # ## Exercises
-
-# %% [markdown]
-# :::{exercise} ★ A typical miss
-# :label: ranking-ex1
-# The RMSE weighs large misses heavily. Compute the *mean absolute error* in stars of every model in
-# `predictions`. Do the models keep their order?
-# :::
-
-# %% [markdown]
-# :::{solution-start} ranking-ex1
-# :class: dropdown
-# :::
-
-# %%
-for name, each in predictions.items():
-    print(f"{name}: {width * np.abs(each - y_test).mean():.3f} stars")
-
-# %% [markdown]
-# The mean absolute error is smaller than the RMSE for each model, always: the root of a mean of
-# squares is never below the mean of the absolute values.
-
-# %% [markdown]
-# :::{solution-end}
-# :::
 
 # %% [markdown]
 # :::{exercise} ★★ An average of two kinds

@@ -259,8 +259,8 @@ run.effect("C7")
 # $$\ell_{ui} = -\log \frac{e^{t_{ui}}}{\sum_{j=1}^{M} n_j \, e^{t_{uj}}}, \qquad t_{uj} = s_{uj} - \log q_j.$$
 #
 # - *In-batch softmax*: the competitors are the movies of all pairs of the batch. $n_j$ counts them, $q_j = 1$.
-# - *log-Q correction*: $q_j$ is how often movie $j$ is expected among the competitors {cite}`yi2019`.
-# - *Mixed negatives*: some more movies, drawn evenly from the catalogue, join the batch's {cite}`yang2020`.
+# - *[log-Q correction](../book/glossary.md)*: $q_j$ is how often movie $j$ is expected among the competitors {cite}`yi2019`.
+# - *[Mixed negatives](../book/glossary.md)*: some more movies, drawn evenly from the catalogue, join the batch's {cite}`yang2020`.
 # - *Full softmax*: every movie competes once, $n_j = q_j = 1$. Nothing is sampled, so there is nothing to correct.
 #
 # (retrieval-c11)=
@@ -271,7 +271,7 @@ run.effect("C7")
 # 0.4.0 is meant to do the first and removes nothing, {ref}`upstream <upstream-hits>`.)
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: counts in one batch", "code_prompt_show": "Show the code: counts in one batch"} tags=["hide-input"]
 times = np.bincount(split.train["movie_id"], minlength=size)  # watched
 drawn = {"n": 1_000, "replace": True, "random_state": run.seed}
 batch = split.train["movie_id"].sample(**drawn)
@@ -356,7 +356,7 @@ class Towers(keras.Model):
 #
 # is the mean over pairs. An example with two users and four movies:
 
-# %% tags=["nbval-check-output"]
+# %% mystnb={"code_prompt_hide": "Hide the code: the example", "code_prompt_show": "Show the code: the example"} tags=["hide-input", "nbval-check-output"]
 s = np.array([[0.0, 1.0, 2.0, 0.5], [1.0, 0.0, 0.0, 3.0]])
 log_p = s - np.log(np.exp(s).sum(axis=1, keepdims=True))
 x = np.array([[1, 1, 0, 1], [0, 0, 0, 1]])
@@ -366,7 +366,7 @@ by_row = counts @ rows / counts.sum()
 print(f"by pair {-log_p[x == 1].mean():.6f}, by row {by_row:.6f}")
 
 # %% [markdown]
-# Label smoothing, of the full softmax alone, spreads a tenth of the target evenly: the movies a user has *not*
+# [Label smoothing](../book/glossary.md), of the full softmax alone, spreads a tenth of the target evenly: the movies a user has *not*
 # watched include those they will watch.
 
 
@@ -517,6 +517,30 @@ own = {each: found.ndcg for each, found in results.items()}
 run.show_study(arms, own=own, caption="NDCG@10 over seeds and tie orders")
 
 # %% [markdown]
+# :::{exercise} ★ What if seen movies stayed in?
+# :label: retrieval-ex1
+# Take the model made right and do *not* exclude what a user has seen. How many of the ten places go
+# to seen movies, on average over all users?
+# :::
+
+# %% [markdown]
+# :::{solution-start} retrieval-ex1
+# :class: dropdown
+# :::
+
+# %%
+queries = queries_for(split)
+kept_in = recommend(recommender, queries, k, exclude_seen=False)
+again = [np.isin(row, queries.history(b)) for b, row in enumerate(kept_in)]
+print(f"seen movies among the ten: {np.sum(again, axis=1).mean():.1f}")
+
+# %% [markdown]
+# In this data nobody watches the same movie twice, so every place that a seen movie takes is lost.
+#
+# :::{solution-end}
+# :::
+
+# %% [markdown]
 # ## A movie that nobody has watched
 #
 # A table of ids has a blind spot: a new movie has no vector. This is what towers are for. Give the
@@ -541,7 +565,7 @@ def movie_features(movies, known):
 
 
 # %% [markdown]
-# The test: *all* ratings of a tenth of the movies, drawn at random, are held out. These movies are *cold*. A user's
+# The test: *all* ratings of a tenth of the movies, drawn at random, are held out. These movies are *cold* ([cold start](../book/glossary.md)). A user's
 # target is the cold movie rated last; the history is all warm movies rated. (Cold is about movies, not
 # about time.) The other cold movies of the user do not compete.
 
@@ -688,30 +712,6 @@ run.show_table(pd.DataFrame({a: titles[ids] for a, ids in lists.items()}))
 #
 # ## Exercises
 #
-# :::{exercise} ★ What if seen movies stayed in?
-# :label: retrieval-ex1
-# Take the model made right and do *not* exclude what a user has seen. How many of the ten places go
-# to seen movies, on average over all users?
-# :::
-
-# %% [markdown]
-# :::{solution-start} retrieval-ex1
-# :class: dropdown
-# :::
-
-# %%
-queries = queries_for(split)
-kept_in = recommend(recommender, queries, k, exclude_seen=False)
-again = [np.isin(row, queries.history(b)) for b, row in enumerate(kept_in)]
-print(f"seen movies among the ten: {np.sum(again, axis=1).mean():.1f}")
-
-# %% [markdown]
-# In this data nobody watches the same movie twice, so every place that a seen movie takes is lost.
-#
-# :::{solution-end}
-# :::
-
-# %% [markdown]
 # :::{exercise} ★★ Somebody new
 # :label: retrieval-ex2
 # A visitor has no row in the user table, but tells you two movies they like: those of the table above.

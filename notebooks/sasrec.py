@@ -204,7 +204,7 @@ for inputs, y in documented_arrays(toy, 20, 6, seed=0):
 # C14: what stays the same can be learned by heart. The other two this data cannot tell from nothing.
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: answers among the negatives, counted", "code_prompt_show": "Show the code: answers among the negatives, counted"} tags=["hide-input"]
 asked = split.targets("test")
 users = np.flatnonzero(asked.lengths)
 for seen in [histories(data.ratings), split.histories("validation")]:
@@ -217,7 +217,7 @@ run.effect("C14", "C22", "C24")
 #
 # Each movie becomes a vector, a learned vector for its position is added, and two
 # [Transformer](../book/glossary.md) blocks follow in which a position looks at itself and at earlier
-# positions only. The vector $h_t$ that comes out at position $t$ is compared with the vector $e_i$
+# positions only (causal [attention](../book/glossary.md)). The vector $h_t$ that comes out at position $t$ is compared with the vector $e_i$
 # of any movie by a dot product, $s_{ti} = h_t^\top e_i$. The same table embeds the input and scores
 # the output: the weights are *tied*. With $j$ the negative of position $t$ and $i$ the movie
 # watched next, the loss of the position is
@@ -428,7 +428,7 @@ run.effect("C13", "C16")
 
 # %% [markdown]
 # The loss sees what the last two lines count, a user what the two before do. The study's line
-# for C13 is about weights that were trained to their early stop, ours about a few epochs, where the right place may well come out worse.
+# for C13 is about weights that were trained to their [early stop](../book/glossary.md), ours about a few epochs, where the right place may well come out worse.
 #
 # (sasrec-c12)=
 # (sasrec-c6)=
@@ -441,13 +441,36 @@ run.effect("C13", "C16")
 # movies already watched. (The next cell counts both.)
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: what is cut and what was seen, counted", "code_prompt_show": "Show the code: what is cut and what was seen, counted"} tags=["hide-input"]
 cut = np.maximum(liked.lengths - context - 1, 0).sum() / len(liked.items)
 print(f"{cut:.1%} of all interactions are never seen")
 top = recommend(scores, queries := queries_for(split), exclude_seen=False)
 seen = [np.isin(top[n], queries.history(n)) for n in range(len(top))]
 print(f"{np.mean(seen):.1%} of the places in the top 10: seen already")
 run.effect("C12")
+
+# %% [markdown]
+# :::{exercise} ★ Who was read from the padding?
+# :label: sasrec-ex1
+# For how many users of the test did the documented code read the state at a place that holds no
+# movie?
+# :::
+
+# %% [markdown]
+# :::{solution-start} sasrec-ex1
+# :class: dropdown
+# :::
+
+# %%
+rows = first_window(queries.histories, context)[queries.user_ids]
+read = rows[np.arange(len(rows)), documented_place(rows != PADDING_ID)]
+print(f"{(read == PADDING_ID).mean():.1%} were read from the padding")
+
+# %% [markdown]
+# Histories shorter than half the context are.
+#
+# :::{solution-end}
+# :::
 
 # %% [markdown]
 # ## Made right
@@ -592,7 +615,7 @@ def sasrec_scores(model):
 # `training_windows` covers each history from its end, without overlap: eight movies in windows of three are
 # the targets 3 to 5 and 6 to 8, and one shorter row before.
 #
-# Many ratings of MovieLens carry the same second, and the order that the file has them in is no
+# Many ratings of MovieLens carry the same second ([ties](../book/glossary.md)), and the order that the file has them in is no
 # order. Shuffling the rows before they are sorted by time (the sort keeps ties as they come) shows
 # the model another of the possible orders each epoch.
 
@@ -667,7 +690,7 @@ for name, baseline in run.baselines(split).items():
 # Hardly: their intervals overlap widely. And item kNN with recency, which nobody trained, is far ahead of both.
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the study's table", "code_prompt_show": "Show the code: the study's table"} tags=["hide-input"]
 arms = {name: f"baselines/{name}" for name in own}
 for n in ("made right", "as documented", "as documented, right position"):
     arms[n] = f"sasrec/{n}"
@@ -688,29 +711,6 @@ widget.ten_titles(scores, data.titles, queries.history(reader))
 # %% [markdown]
 # ## Exercises
 #
-# :::{exercise} ★ Who was read from the padding?
-# :label: sasrec-ex1
-# For how many users of the test did the documented code read the state at a place that holds no
-# movie?
-# :::
-
-# %% [markdown]
-# :::{solution-start} sasrec-ex1
-# :class: dropdown
-# :::
-
-# %%
-rows = first_window(queries.histories, context)[queries.user_ids]
-read = rows[np.arange(len(rows)), documented_place(rows != PADDING_ID)]
-print(f"{(read == PADDING_ID).mean():.1%} were read from the padding")
-
-# %% [markdown]
-# Histories shorter than half the context are.
-#
-# :::{solution-end}
-# :::
-
-# %% [markdown]
 # :::{exercise} ★★ One random movie
 # :label: sasrec-ex2
 # Our model was trained to put the next movie before all others. Is it also the better one at the documented

@@ -16,6 +16,8 @@
 # - add three things that a Transformer does not have: more targets, a short way from the latest movies
 #   to the output, and averaged weights.
 #
+# ![SASRec, with the places where a lever can be put: what goes in, the blocks, a short way past them, the loss, the training.](../book/_static/model-sasrec-levers.svg)
+#
 # The [chapter before](sasrec.ipynb) has the model and the corrections. This page trains nothing unless you ask:
 # it explains the code of the levers, and reads what the book's study found with it.
 
@@ -87,7 +89,7 @@ settings = run.settings(**SETTINGS)
 # | loss | formula |
 # |---|---|
 # | BCE | $-\log\sigma(s_i) - \sum_{j \in N}\log(1 - \sigma(s_j))$, $K$ negatives a position |
-# | gBCE {cite}`petrov2023` | $-\beta\log\sigma(s_i) - \sum_{j \in N}\log(1 - \sigma(s_j))$ |
+# | [gBCE](../book/glossary.md) {cite}`petrov2023` | $-\beta\log\sigma(s_i) - \sum_{j \in N}\log(1 - \sigma(s_j))$ |
 # | sampled softmax | $-s_i + \log\bigl(e^{s_i} + \sum_{j \in N} e^{s_j}\bigr)$, $N$ shared by the batch |
 # | softmax {cite}`klenitskiy2023` | $-s_i + \log\sum_{j} e^{s_j}$, all movies |
 # | softmax, the watched left out | $-s_i + \log\sum_{j \notin W} e^{s_j}$ |
@@ -125,7 +127,7 @@ def two_way_loss(states, table, targets, negatives, beta=1.0):
     return ops.sum(loss * real) / (2.0 * ops.maximum(ops.sum(real), 1.0))
 
 
-# %% tags=["nbval-check-output"]
+# %% mystnb={"code_prompt_hide": "Hide the code: the exponent for some numbers of negatives", "code_prompt_show": "Show the code: the exponent for some numbers of negatives"} tags=["hide-input", "nbval-check-output"]
 for count in [1, 16, 256, 1681]:
     betas = [gbce_beta(count, 1682, t) for t in (0.0, 0.75, 1.0)]
     print(f"{count:4d} negatives: beta", np.round(betas, 4))
@@ -441,7 +443,7 @@ def with_ties(ratings, num_users, context, seed, shuffled=True):
     return draw
 
 
-# %% tags=["nbval-check-output"]
+# %% mystnb={"code_prompt_hide": "Hide the code: negatives of ten epochs, counted", "code_prompt_show": "Show the code: negatives of ten epochs, counted"} tags=["hide-input", "nbval-check-output"]
 toy = Histories(np.arange(1, 9, dtype=np.int32), np.array([0, 0, 8]))
 toy_windows = training_windows(toy, 4, return_users=True)
 for name, fresh in [("drawn once", False), ("drawn each epoch", True)]:
@@ -454,7 +456,7 @@ for name, fresh in [("drawn once", False), ("drawn each epoch", True)]:
 # batch and cuts what all of them pad; it takes the place of `DrawnEachEpoch`, as `train_levers(..., batches=Bucketed)`. The cell
 # counts for 2,000 made-up users with 5 to 10 movies each. On MovieLens, where a window is mostly full, we leave it.
 
-# %% tags=["nbval-check-output"]
+# %% mystnb={"code_prompt_hide": "Hide the code: real positions, counted", "code_prompt_show": "Show the code: real positions, counted"} tags=["hide-input", "nbval-check-output"]
 rng = np.random.default_rng(0)
 offsets = np.append([0, 0], rng.integers(5, 11, 2000).cumsum())
 shop = Histories(rng.integers(1, 1000, offsets[-1], np.int32), offsets)
@@ -469,7 +471,7 @@ for kind in [DrawnEachEpoch, Bucketed]:
 # `rectutor.chunked_softmax` sums them a part at a time and makes them again for the gradient; [benchmarks](../book/benchmarks.md) has
 # what both save.
 #
-# Where the weights of one step are noisy, their running average over the latest steps is less so: Keras keeps it
+# Where the weights of one step are noisy, their running average over the latest steps is less so ([average weights](../book/glossary.md)): Keras keeps it
 # with `use_ema=True`, and `SwapEMAWeights` puts it in place whenever we evaluate.
 
 
@@ -519,22 +521,20 @@ def train_levers(
 # %% [markdown]
 # ## What the study found
 #
-# Each lever is trained to its early stop on validation, with several seeds, each over an order of the ties of its own, on
+# Each lever is trained to its [early stop](../book/glossary.md) on validation, with several seeds, each over an order of the ties of its own, on
 # MovieLens 100K. Levers are compared at the early stop, without the training on all that is known that follows it in the chapter;
 # *made right* has both. A row says what the second model has that the first has not; the interval resamples
-# users and seeds, and the verdict holds after Holm's correction for all comparisons of the study.
+# users and seeds, and the verdict holds after [Holm's correction](../book/glossary.md) for all comparisons of the study.
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the table", "code_prompt_show": "Show the code: the table"} tags=["hide-input"]
 effects = study.read().of("sasrec")
 table = pd.DataFrame(
     [
         {
-            "what": effect.what,
-            "of": effect.correction,
-            "runs": effect.runs,
+            "what": f"{effect.correction}: {effect.what}".removeprefix(": "),
             "NDCG@10": f"{effect.from_value:.3f} -> {effect.to_value:.3f}",
-            "effect": f"{effect.value:+.3f}",
-            "95 % interval": f"[{effect.low:+.3f}, {effect.high:+.3f}]",
+            "effect": f"{effect.value:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]",
+            "runs": effect.runs,
             "verdict": effect.verdict,
         }
         for effect in effects
@@ -546,7 +546,7 @@ if effects:
 else:
     print("the study has no comparison of sasrec")
 
-# %% mystnb={"image": {"alt": "Dot plot of the effect of each lever on NDCG at 10 with its 95 percent interval, one row a lever, and a line at zero"}}
+# %% mystnb={"code_prompt_hide": "Hide the code: the picture", "code_prompt_show": "Show the code: the picture", "image": {"alt": "Dot plot of the effect of each lever on NDCG at 10 with its 95 percent interval, one row a lever, and a line at zero"}} tags=["hide-input"]
 shown = {each.what: each for each in effects if each.metric == "ndcg"}
 label = "effect on test NDCG@10"
 run.show_intervals(shown, label, "effects", zero=True)

@@ -17,8 +17,10 @@
 # - start the same script on a cluster, see it end when a machine dies, and go on from a checkpoint;
 # - rank a catalogue of which no device holds the whole, and say when all this is not worth it.
 #
+# ![A log is cut into parts of users, each becomes a file of windows; devices train one model on them, the table cut in two; each part ranks its own best.](../book/_static/model-scaling.svg)
+#
 # The engines exist: [DuckDB](https://duckdb.org) {cite}`raasveldt2019` prepares, `keras.distribution` places arrays on
-# devices, [Orbax](https://orbax.readthedocs.io) writes checkpoints. The model is the [SASRec](sasrec.ipynb) of this book, which
+# devices, [Orbax](https://orbax.readthedocs.io) writes [checkpoints](../book/glossary.md). The model is the [SASRec](sasrec.ipynb) of this book, which
 # began with the [Keras Recommenders examples](https://keras.io/keras_rs/examples/) {cite}`sharma2025keras`.
 
 # %% tags=["bootstrap", "hide-cell"]
@@ -125,7 +127,7 @@ print(limits.map("{:,.0f}".format))
 #
 # Every step of the preparation looks at one user at a time. So the log is cut once, in one pass, into parts of *users*
 # small enough for memory; then each part is sorted by user and time and becomes windows, as a file of its own. Those
-# files, called *shards*, are also what training reads. A table in SQL has no order, so the number of the row in the log is
+# files, called *[shards](../book/glossary.md)*, are also what training reads. A table in SQL has no order, so the number of the row in the log is
 # a column, `event`, which decides ties in time. `age` counts back from a user's latest interaction: 0 is for test, 1 for
 # validation, the rest is for training.
 
@@ -231,7 +233,7 @@ assert same
 # `python -m benchmarks.scaling` in the repository does it with made-up logs that grow tenfold, in processes of their
 # own, with 1 GB for DuckDB. What it stored, beside Polars on the same steps, and pandas with the package's own functions:
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the benchmark's table", "code_prompt_show": "Show the code: the benchmark's table"} tags=["hide-input"]
 stored = pd.read_json(study.FILE.with_name("scaling.json"))
 stored["seconds a million"] = stored["seconds"] / stored["rows"] * 1e6
 stored.loc[stored["seconds"].isna(), "engine"] += ", does not fit"
@@ -279,7 +281,7 @@ def sasrec(rows, context, width):
 # %% [markdown]
 # `keras.distribution` says where arrays lie; the compiler adds what has to travel. Two ways:
 #
-# - **Data parallel**: each device has the whole model and a share of each batch. Once a step the gradients are summed over
+# - **[Data parallel](../book/glossary.md)**: each device has the whole model and a share of each batch. Once a step the gradients are summed over
 #   the devices: 4 bytes a weight, whatever the batch.
 # - **The table cut by rows** over some devices, the rest of the model copied. Adam's averages are cut with it. The vectors
 #   that a batch looks up travel.
@@ -394,7 +396,7 @@ assert apart < 1e-4
 # the vectors that its batch looks up. Then read the compiled programs.
 
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: what travels, read from the compiled programs", "code_prompt_show": "Show the code: what travels, read from the compiled programs"} tags=["hide-input"]
 def received(program):
     """MB that each kind of collective in a program gives a device."""
     kinds = r" = (.*) (all-[a-z]+|collective-permute)\("
@@ -409,12 +411,12 @@ def received(program):
 table = model.get_layer("movies").embeddings.value
 for shard in table.addressable_shards:
     print(shard.device, "rows", *shard.index[0].indices(job.rows)[:2])
-rest = model.count_params() - table.size
-looked_up = 4e-6 * job.batch // 2 * job.context * job.width
-guess = [0, 4e-6 * (rest + table.size), 4e-6 * (rest + table.size / 2)]
-guess = np.add(guess, [0, 0, looked_up])
+size, rest = table.size, model.count_params() - table.size
+looked_up = job.batch // 2 * job.context * job.width
+guess = [0, rest + size, rest + size / 2 + looked_up]
 moved = pd.DataFrame({name: received(programs[name]) for name in ways})
-run.show_table(moved.T.assign(guess=guess), "MB a step for a device")
+moved = moved.T.assign(guess=np.multiply(4e-6, guess))
+run.show_table(moved, "MB a step for a device")
 
 # %% [markdown]
 # More than we guessed. The table is used twice, to look up and to score, and the program sums each use's gradient by itself. And to score,
@@ -456,8 +458,7 @@ from types import SimpleNamespace
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 sys.modules["tensorflow"] = None  # Keras would import it, for nothing
-import duckdb, jax, keras
-import numpy as np
+import duckdb, jax, keras, numpy as np
 from keras import layers, ops
 """
 
@@ -653,7 +654,7 @@ print("differ by", np.abs(np.subtract(here(ids), vectors)).max())
 #
 # On the processor all devices share the same cores, so every way but the first only adds work. How much?
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the table", "code_prompt_show": "Show the code: the table"} tags=["hide-input"]
 took = pd.DataFrame(seconds.items(), columns=["way", "seconds a step"])
 run.show_table(took, "One batch, on the same cores")
 

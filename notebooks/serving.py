@@ -244,6 +244,28 @@ def target_movies(split, on):
 
 
 # %% [markdown]
+# :::{exercise} ★ In turns
+# :label: serving-ex1
+# Two retrievers name the movies 1, 2, 3 and 3, 4, 1, best first. Which four candidates do they give in turns? Have
+# `retrieve` say it.
+# :::
+
+# %% [markdown]
+# :::{solution-start} serving-ex1
+# :class: dropdown
+# :::
+
+# %% tags=["nbval-check-output"]
+toy = Split(*[pd.DataFrame({"user_id": [1], "movie_id": [5]})] * 3, 1, 5)
+scores = np.array([[0, 3, 2, 1, 0, 0]]), np.array([[0, 1, 0, 3, 2, 0]])
+first, second = (lambda queries, s=s: s.astype(float) for s in scores)
+print(retrieve(first, second, queries_for(toy, user_ids=[1]), 4)[0])
+
+# %% [markdown]
+# :::{solution-end}
+# :::
+
+# %% [markdown]
 # ### The ranker
 #
 # Of each candidate the ranker is told five things: how far each retriever's score lies below its best
@@ -701,28 +723,6 @@ run.show(display.flow(places, arrows), "picture")
 #
 # ## Exercises
 #
-# :::{exercise} ★ In turns
-# :label: serving-ex1
-# Two retrievers name the movies 1, 2, 3 and 3, 4, 1, best first. Which four candidates do they give in turns? Have
-# `retrieve` say it.
-# :::
-
-# %% [markdown]
-# :::{solution-start} serving-ex1
-# :class: dropdown
-# :::
-
-# %% tags=["nbval-check-output"]
-toy = Split(*[pd.DataFrame({"user_id": [1], "movie_id": [5]})] * 3, 1, 5)
-scores = np.array([[0, 3, 2, 1, 0, 0]]), np.array([[0, 1, 0, 3, 2, 0]])
-first, second = (lambda queries, s=s: s.astype(float) for s in scores)
-print(retrieve(first, second, queries_for(toy, user_ids=[1]), 4)[0])
-
-# %% [markdown]
-# :::{solution-end}
-# :::
-
-# %% [markdown]
 # :::{exercise} ★★ A perfect ranker
 # :label: serving-ex2
 # What HR@10 would a ranker reach on test that always puts the right movie first, and how far from it is ours? Say first what bounds it.

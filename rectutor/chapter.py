@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
@@ -31,6 +31,9 @@ PROFILES = ("quick", "full", "smoke")
 #: The Keras backends that a chapter may run on.
 BACKENDS = ("jax", "tensorflow", "torch")
 
+#: The settings that `RECTUTOR_EPOCHS` limits.
+LIMITED = re.compile(r"(^|_)epochs$|^every$")
+
 #: Size of the synthetic data set the smoke profile uses: users, movies, ratings.
 SMOKE_SIZE = (300, 200, 12_000)
 
@@ -39,8 +42,9 @@ def start(name: str, quietly: Iterable[str] = (), backends: Iterable[str] = BACK
     """Begin a chapter: choose the profile, seed everything, set the plot style.
 
     Reads `RECTUTOR_PROFILE` (`quick`, `full` or `smoke`; by default `full` where the backend
-    sees a GPU, else `quick`), `RECTUTOR_SEED` (42) and `RECTUTOR_EXCLUDE_SEEN` (yes). Prints one
-    line that says what was chosen.
+    sees a GPU, else `quick`), `RECTUTOR_SEED` (42), `RECTUTOR_EXCLUDE_SEEN` (yes) and, for a
+    table of one's own, `RECTUTOR_EPOCHS` (as many as the profile says). Prints one line that says
+    what was chosen.
 
     Args:
         name: the chapter's name, that of its file in `notebooks/`.
@@ -49,13 +53,13 @@ def start(name: str, quietly: Iterable[str] = (), backends: Iterable[str] = BACK
         backends: the Keras backends that the chapter can use.
 
     Raises:
-        ValueError: an environment variable holds something else, or `KERAS_BACKEND` a backend
-            that the chapter cannot use.
+        ValueError: an environment variable holds something else, `KERAS_BACKEND` a backend that
+            the chapter cannot use, or `RECTUTOR_EPOCHS` a limit for the book's own data.
         ImportError: there is no such package.
     """
     from rectutor import repeats
 
-    seed, exclude_seen = _seed(), repeats.excluded()
+    seed, exclude_seen, most_epochs = _seed(), repeats.excluded(), _most_epochs()
     wanted = os.environ.get("RECTUTOR_PROFILE", "")
     if wanted and wanted not in PROFILES:
         raise ValueError(
@@ -81,7 +85,7 @@ def start(name: str, quietly: Iterable[str] = (), backends: Iterable[str] = BACK
     if not in_notebook():
         _log_to_terminal()
     print(f"chapter {name}: profile {profile}, backend {backend} on {device}, seed {seed}")
-    return Run(name, profile, seed, backend, device, exclude_seen)
+    return Run(name, profile, seed, backend, device, exclude_seen, most_epochs)
 
 
 class Run:
@@ -96,6 +100,7 @@ class Run:
         backend: the Keras backend in use.
         device: what it computes on, in words.
         exclude_seen: whether what a user has had is not recommended again.
+        most_epochs: how many epochs a training may have; None for as many as the profile says.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class Run:
         backend: str,
         device: str,
         exclude_seen: bool = True,
+        most_epochs: int | None = None,
     ) -> None:
         self.name = name
         self.profile = profile
@@ -113,6 +119,7 @@ class Run:
         self.backend = backend
         self.device = device
         self.exclude_seen = exclude_seen
+        self.most_epochs = most_epochs
         self._data: Dataset | None = None
         self._own = False
         self._models: list[dict[str, Any]] = []
@@ -121,6 +128,9 @@ class Run:
 
     def settings(self, **choices: Any) -> SimpleNamespace:
         """Choose this profile's value of every setting.
+
+        Where the epochs are limited (`most_epochs`), `epochs` and whatever ends in `_epochs` are
+        no more than that, nor is `every`, the epochs from one look at validation to the next.
 
         Args:
             choices: `name=(quick, full, smoke)`, or `name=value` where all profiles agree.
@@ -145,6 +155,8 @@ class Run:
                         f"{', '.join(PROFILES)}, or a single value that is not a tuple"
                     )
                 values = values[PROFILES.index(self.profile)]
+            if self.most_epochs and LIMITED.search(name):
+                values = min(values, self.most_epochs)
             chosen[name] = values
         return SimpleNamespace(**chosen)
 
@@ -193,6 +205,7 @@ class Run:
         )
         if own:
             self._say_what_it_does_with(loaded)
+            self._say_how_long(loaded)
         loaded.require(*needs, min_users=min_users, min_movies=min_movies)
         if dense:
             first_minute.check_matrix_fits(loaded.num_movies)
@@ -211,11 +224,12 @@ class Run:
             For a table of one's own, where it is less, what nine histories in ten fit into (a
             multiple of 5), with a line that says so: longer windows would mostly be padding.
         """
+        from rectutor import durations
+
         if self._data is None or not self._own:
             return most
         counts = np.bincount(self._data.ratings["user_id"])[1:]
-        covers = np.quantile(counts[counts > 0], 0.9)
-        found = min(most, 5 * math.ceil(covers / 5))
+        found, covers = durations.window(counts, most)
         if found < most:
             print(
                 f"windows of {found} instead of {most}: nine histories in ten have at most "
@@ -240,6 +254,21 @@ class Run:
             print(repeats.said(self.name, self.exclude_seen))
         elif not self.exclude_seen:
             print("no user has an item twice; what a user has had competes all the same")
+
+    def _say_how_long(self, own: Dataset) -> None:
+        """What a table of one's own will cost, where that is known, and the limit to it."""
+        from rectutor import durations
+
+        if self.profile == "quick":
+            counts = np.bincount(own.ratings["user_id"])[1:]
+            said = durations.said(self.name, counts, own.num_movies, self.most_epochs)
+            if said:
+                print(said)
+        if self.most_epochs:
+            print(
+                f"RECTUTOR_EPOCHS={self.most_epochs}: no training has more epochs, so these are no "
+                "figures of what a model can reach; the results file says so"
+            )
 
     def show(self, figure: Figure, name: str) -> None:
         """Show a figure, as `CHAPTER-name`; see `rectutor.display.show`."""
@@ -386,6 +415,11 @@ class Run:
             own, caption = None, caption or "The study, of MovieLens 100K"
         self.show_table(study.read().table(dict(arms), metric, own), caption)
 
+    def _departures(self) -> dict[str, int | str]:
+        """What of the run was chosen otherwise than the book has it."""
+        found: dict[str, int | str] = {} if self.exclude_seen else {"exclude_seen": "no"}
+        return found | ({results.LIMIT: self.most_epochs} if self.most_epochs else {})
+
     def save(self) -> None:
         """Write everything recorded to `NAME.json` in `results.folder()`, and print where.
 
@@ -412,11 +446,29 @@ class Run:
                     "num_ratings": len(data.ratings),
                 },
                 "models": self._models,
-                "facts": self._facts | ({} if self.exclude_seen else {"exclude_seen": "no"}),
+                "facts": self._facts | self._departures(),
             },
             results.folder() / f"{self.name}.json",
         )
         print(f"results: {results.relative(path)}")
+
+
+def _most_epochs() -> int | None:
+    text = os.environ.get("RECTUTOR_EPOCHS", "").strip()
+    if not text:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= checks.MAX_ID:
+        raise ValueError(
+            f"RECTUTOR_EPOCHS is {text!r}; set it to the most epochs that a training may have, "
+            "1 or more, or unset it"
+        )
+    if not os.environ.get("RECTUTOR_DATA"):
+        raise ValueError(
+            f"RECTUTOR_EPOCHS is {text!r}, and RECTUTOR_DATA is not set: the book's own data is "
+            "trained on for as long as the chapter says; unset RECTUTOR_EPOCHS, or set "
+            "RECTUTOR_DATA to a table of yours"
+        )
+    return int(text)
 
 
 def _seed() -> int:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: Version of the layout below; a file of another version is refused.
 SCHEMA = 1
 
+#: The fact that a run was limited, and to how many epochs a training (`RECTUTOR_EPOCHS`).
+LIMIT = "epochs_at_most"
+
 RECIPES = ("documented", "made right", "step", "baseline")
 PROTOCOLS = ("leave-one-out", "rating")
 

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 from docutils import nodes
+from myst_nb.sphinx_ import HideCodeCellNode
 
 from rectutor import study
 
@@ -209,6 +210,15 @@ def test_what_a_page_costs_counts_its_paragraphs_its_code_and_its_seconds() -> N
     told = "430 words (about 2 min), 2 lines of code in 1 cells"
     assert book_pages.cost(page, None) == told
     assert book_pages.cost(page, 61.2) == f"{told}, executed in 61 s"
+
+
+def test_what_a_page_costs_says_how_much_of_the_code_is_folded() -> None:
+    page, fold = nodes.section(), HideCodeCellNode()
+    for part, code in ((page, "a = 1\nb = 2\n"), (fold, "c = 3\n")):
+        part += nodes.container("", nodes.literal_block(text=code), classes=["cell_input"])
+    page += fold
+    told = "3 lines of code (1 of them folded) in 2 cells"
+    assert book_pages.cost(page, None).endswith(told)
 
 
 def test_a_link_to_the_glossary_finds_its_term_by_name_plural_or_beginning() -> None:

@@ -290,6 +290,10 @@ class TestStage:
             book.render()
 
 
+#: What a run leaves that `RECTUTOR_EPOCHS` has limited.
+LIMITED = {"epochs_at_most": 5}
+
+
 class TestRecord:
     @pytest.fixture(autouse=True)
     def _pages(self, monkeypatch):
@@ -316,10 +320,19 @@ class TestRecord:
             (lambda tree: append(tree / "notebooks" / "one.py", "1\n"), "chapter one has changed"),
             (lambda tree: store(tree, data={"name": "toy"}), "chapter one ran on toy from x, not"),
             (lambda tree: store(tree, data={"source": "included"}), "one ran on 100k from incl"),
+            (lambda tree: store(tree, facts=LIMITED), "one was limited to 5 epochs"),
             (lambda tree: store(tree, models=[]), "one is incomplete: no model .* 'ndcg'"),
             (lambda tree: store(tree, schema=0), "one is incomplete: .*schema is 0"),
         ],
-        ids=["not executed", "not current", "own data", "stand-in", "no models", "older schema"],
+        ids=[
+            "not executed",
+            "not current",
+            "own data",
+            "stand-in",
+            "limited",
+            "no models",
+            "old schema",
+        ],
     )
     def test_what_is_not_fit_is_named_and_nothing_changes(self, spoil, reason, tree):
         pretend(tree)

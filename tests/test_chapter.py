@@ -46,6 +46,78 @@ def test_a_bad_seed_or_profile_is_refused_at_once(name, value, message, monkeypa
         chapter.start("toy")
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "few", "2147483647"])
+def test_a_bad_limit_of_the_epochs_is_refused_at_once(value, monkeypatch):
+    monkeypatch.setenv("RECTUTOR_DATA", "mine.csv")
+    monkeypatch.setenv("RECTUTOR_EPOCHS", value)
+    with pytest.raises(ValueError, match=f"RECTUTOR_EPOCHS is '{value}'; set it to .* or unset it"):
+        chapter.start("toy")
+
+
+@pytest.mark.parametrize("profile", chapter.PROFILES)
+def test_the_epochs_on_the_data_of_the_book_cannot_be_limited(profile, monkeypatch):
+    monkeypatch.setenv("RECTUTOR_PROFILE", profile)
+    monkeypatch.setenv("RECTUTOR_EPOCHS", "5")
+    with pytest.raises(ValueError, match=r"'5', and RECTUTOR_DATA is not set.*unset RECTUTOR_EPO"):
+        chapter.start("toy")
+
+
+def test_no_limit_of_the_epochs_is_the_default(run, tmp_path, monkeypatch):
+    (tmp_path / "mine.csv").write_text("user,item\nann,tea\n", encoding="utf-8")
+    monkeypatch.setenv("RECTUTOR_DATA", str(tmp_path / "mine.csv"))
+    for value in ("", " "):
+        monkeypatch.setenv("RECTUTOR_EPOCHS", value)
+        run = chapter.start("toy")
+        assert run.most_epochs is None
+        assert run.settings(epochs=(24, 100, 2)).epochs == 24
+        run.load_data("100k")
+        run.save()
+        assert results.LIMIT not in results.read(results.folder() / "toy.json")["facts"]
+
+
+def test_limited_epochs_on_a_table_of_your_own_are_said_and_recorded(
+    run, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "mine.csv").write_text("user,item\nann,tea\n", encoding="utf-8")
+    monkeypatch.setenv("RECTUTOR_DATA", str(tmp_path / "mine.csv"))
+    monkeypatch.setenv("RECTUTOR_EPOCHS", "3")
+    run = chapter.start("toy")
+    settings = {"epochs": (24, 100, 2), "documented_epochs": 5, "refresh_epochs": 1, "every": 5}
+    found = run.settings(**settings, patience=5, ranker_epochs=9)
+    assert vars(found) == {
+        "epochs": 3,
+        "documented_epochs": 3,
+        "refresh_epochs": 1,
+        "every": 3,
+        "patience": 5,
+        "ranker_epochs": 3,
+    }
+    run.load_data("100k")
+    assert "RECTUTOR_EPOCHS=3: no training has more epochs" in capsys.readouterr().out
+    run.save()
+    assert results.read(results.folder() / "toy.json")["facts"] == {"epochs_at_most": 3}
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "sasrec"])
+def test_the_first_lines_say_how_long_a_table_of_your_own_takes(
+    name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("RECTUTOR_RESULTS", str(tmp_path))
+    rows = [f"u{k},i{at}" for k in range(20) for at in range(20)]
+    (tmp_path / "mine.csv").write_text("user,item\n" + "\n".join(rows), encoding="utf-8")
+    monkeypatch.setenv("RECTUTOR_DATA", str(tmp_path / "mine.csv"))
+    chapter.Run(name, "quick", 42, "jax", "CPU").load_data("100k")
+    said = capsys.readouterr().out
+    assert "expected: about 1 minute on two cores" in said
+    assert "RECTUTOR_EPOCHS=5 ends each training after 5 epochs" in said
+    for other, profile in ((name, "full"), (name, "smoke"), ("ranking", "quick")):
+        chapter.Run(other, profile, 42, "jax", "CPU").load_data("100k")
+        assert "expected" not in capsys.readouterr().out
+    monkeypatch.delenv("RECTUTOR_DATA")
+    chapter.Run(name, "quick", 42, "jax", "CPU").load_data("synthetic")
+    assert "expected" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("seed", [0, 2147483646])
 def test_the_lowest_and_the_highest_seed_do_all_that_chapters_do_with_them(seed, monkeypatch):
     import keras
@@ -60,7 +132,7 @@ def test_the_lowest_and_the_highest_seed_do_all_that_chapters_do_with_them(seed,
 
 
 def test_an_empty_variable_is_an_unset_one(monkeypatch):
-    for name in ("SEED", "PROFILE", "DATA", "RESULTS", "STRICT"):
+    for name in ("SEED", "PROFILE", "DATA", "EPOCHS", "RESULTS", "STRICT"):
         monkeypatch.setenv(f"RECTUTOR_{name}", "")
     run = chapter.start("toy")
     assert (run.seed, run.profile) == (42, "quick")

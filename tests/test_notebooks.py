@@ -149,6 +149,31 @@ def test_exercises_are_graded_and_solved_by_code_that_ran(name):
     assert all(solved.values())
 
 
+#: Chapters whose exercises all stand at the end still.
+ALL_AT_THE_END = ("multi_task",)
+
+
+@EACH_MODEL
+def test_an_exercise_stands_at_the_section_it_belongs_to(name):
+    """Not all of them at the end: the first is met before the last third of the cells."""
+    cells = source(name).cells
+    first = next(i for i, cell in enumerate(cells) if ":::{exercise}" in cell.source)
+    assert (first < 2 / 3 * len(cells)) == (name not in ALL_AT_THE_END)
+
+
+#: What stands on a folded cell, and on the same cell when it is open.
+PROMPTS = {"code_prompt_show": "Show", "code_prompt_hide": "Hide"}
+
+
+@EACH
+def test_a_folded_cell_says_what_is_in_it(name):
+    for number, cell in enumerate(code_cells(source(name)), start=1):
+        for key, begins in PROMPTS.items():
+            prompt = cell.metadata.get("mystnb", {}).get(key, "")
+            told = re.fullmatch(f"{begins} the code: .{{5,}}", prompt)
+            assert bool(told) == ("hide-input" in tags(cell)), f"{name}, {number}: {prompt!r}"
+
+
 @EACH
 def test_headings_never_skip_a_level(name):
     level = 0

@@ -56,6 +56,7 @@ ENVIRONMENT = (
     "KERAS_BACKEND",
     "RECTUTOR_COLUMNS",
     "RECTUTOR_DATA",
+    "RECTUTOR_EPOCHS",
     "RECTUTOR_EXCLUDE_SEEN",
     "RECTUTOR_PROFILE",
     "RECTUTOR_SEED",
@@ -516,6 +517,8 @@ def why_not(name: str) -> str:
     data = measured["data"]
     if data["name"] not in BOOK_DATA or data["source"].startswith(STAND_INS):
         return f"ran on {data['name']} from {data['source']}, not on MovieLens 100k or 1m"
+    if results.LIMIT in measured["facts"]:
+        return f"was limited to {measured['facts'][results.LIMIT]} epochs (RECTUTOR_EPOCHS)"
     if not any(entry["metric"] in model["metrics"] for model in measured["models"]):
         return f"is incomplete: no model of it has the metric {entry['metric']!r}"
     return ""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
@@ -152,13 +153,20 @@ def seconds_of(app: Sphinx, pagename: str) -> float | None:
     return sum(cells) if cells else None
 
 
+def lines_of_cells(part: nodes.Element) -> list[int]:
+    """How many lines each code cell in a part of a page has."""
+    cells = [each for each in part.findall(nodes.container) if "cell_input" in each["classes"]]
+    return [len(each.astext().strip().splitlines()) for each in cells]
+
+
 def cost(doctree: nodes.document, seconds: float | None) -> str:
     """What a page of code asks of its reader, in words."""
     words = sum(len(text.astext().split()) for text in doctree.findall(nodes.paragraph))
-    cells = [each for each in doctree.findall(nodes.container) if "cell_input" in each["classes"]]
-    lines = sum(len(each.astext().strip().splitlines()) for each in cells)
+    cells = lines_of_cells(doctree)
+    folded = sum(sum(lines_of_cells(each)) for each in doctree.findall(HideCodeCellNode))
     minutes = max(round(words / WORDS_A_MINUTE), 1)
-    told = f"{words:,} words (about {minutes} min), {lines} lines of code in {len(cells)} cells"
+    code = f"{sum(cells)} lines of code" + (f" ({folded} of them folded)" if folded else "")
+    told = f"{words:,} words (about {minutes} min), {code} in {len(cells)} cells"
     return told + (f", executed in {seconds:.0f} s" if seconds else "")
 
 

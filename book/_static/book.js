@@ -39,6 +39,10 @@
       if (/^([-+]?[\d.]+ )?\[[^\]]*\]$/.test(text)) cell.classList.add("interval");
       else if (/^[-+]?[\d.,]+ ?%?$/.test(text)) cell.classList.add("number");
     }
+    for (const cell of document.querySelectorAll(".bd-content td, .bd-content th")) {
+      // "sasrec" and "HR@10" break last of all
+      if (/^\S{1,9}$/.test(cell.textContent.trim())) cell.classList.add("short");
+    }
     for (const table of document.querySelectorAll(".bd-content table:not(.indextable)")) {
       alignText(table);
       if (table.closest(".pst-scrollable-table-container, .table-scroll")) continue;
@@ -103,7 +107,7 @@
   // A table too wide for the page is drawn tighter, step by step, until it fits. One that fits
   // needs no box that scrolls, so its headers can stay while the page goes on.
   function fitTables() {
-    const steps = ["tight", "tighter", "tightest"];
+    const steps = ["tight", "tighter", "tightest", "broken"];
     for (const box of document.querySelectorAll(".bd-content .table-scroll")) {
       box.classList.remove("fits", ...steps);
       const fits = () => box.scrollWidth <= box.clientWidth + 1;

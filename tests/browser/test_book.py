@@ -246,6 +246,48 @@ def test_a_click_on_a_header_sorts_by_its_column(site: str, page: Page) -> None:
         assert len(set(shown)) > 3
 
 
+#: Tables whose headers lie over their first row although the page stands at its top.
+COVERED = """() => [...document.querySelectorAll('.bd-article table')]
+  .filter(t => t.tHead && t.tBodies[0]?.rows.length && t.getClientRects().length)
+  .filter(t => t.getBoundingClientRect().top > 60)
+  .filter(t => t.tHead.getBoundingClientRect().bottom
+    > t.tBodies[0].rows[0].getBoundingClientRect().top + 1)
+  .map(t => t.textContent.trim().slice(0, 60))"""
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE])
+@pytest.mark.parametrize("name", [*CHAPTERS, "book/evaluation"])
+def test_no_header_lies_over_the_first_row(
+    name: str, size: ViewportSize, site: str, page: Page
+) -> None:
+    page.set_viewport_size(size)
+    page.goto(f"{site}{name}.html")
+    page.evaluate("window.MathJax?.startup?.promise.then(() => true)")
+    assert page.evaluate(COVERED) == []
+
+
+def test_the_headers_of_a_long_table_stay_while_the_page_goes_on(site: str, page: Page) -> None:
+    table = long_table(site, page)
+    page.locator(".table-more").first.click()
+    table.locator("tbody tr").nth(20).evaluate("row => row.scrollIntoView({block: 'center'})")
+    top = table.locator("thead").evaluate("head => head.getBoundingClientRect().top")
+    assert 0 <= top < 100
+
+
+#: Pages with a table that is wider still: the load of the service has eight columns.
+WIDEST = {"notebooks/serving": 8}
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_table_of_results_has_six_columns_at_most(name: str, site: str, page: Page) -> None:
+    page.goto(f"{site}{name}.html")
+    wide = page.eval_on_selector_all(
+        ".cell_output table",
+        "tables => tables.map(t => [t.rows[0].cells.length, t.textContent.trim().slice(0, 60)])",
+    )
+    assert [each for each in wide if each[0] > WIDEST.get(name, 6)] == []
+
+
 def picked_and_answered(page: Page) -> tuple[list[str], list[str]]:
     """The titles in the two lists of the page to try."""
     lists = (".try-picked li", ".try-answer li")
