@@ -274,10 +274,6 @@ def test_the_headers_of_a_long_table_stay_while_the_page_goes_on(site: str, page
     assert 0 <= top < 100
 
 
-#: Pages with a table that is wider still: the load of the service has eight columns.
-WIDEST = {"notebooks/serving": 8}
-
-
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_table_of_results_has_six_columns_at_most(name: str, site: str, page: Page) -> None:
     page.goto(f"{site}{name}.html")
@@ -285,7 +281,7 @@ def test_a_table_of_results_has_six_columns_at_most(name: str, site: str, page: 
         ".cell_output table",
         "tables => tables.map(t => [t.rows[0].cells.length, t.textContent.trim().slice(0, 60)])",
     )
-    assert [each for each in wide if each[0] > WIDEST.get(name, 6)] == []
+    assert [each for each in wide if each[0] > 6] == []
 
 
 def picked_and_answered(page: Page) -> tuple[list[str], list[str]]:
