@@ -286,6 +286,7 @@ COMPARISONS = [
             ("its order, ratings alone", "ratings, mean", "ratings, order"),
             ("a history, both heads", "both, nothing", "both, order"),
             ("its order, both heads", "both, mean", "both, order"),
+            ("the next-movie head, no history", "ratings, nothing", "both, nothing"),
             ("the next-movie head beside the rating", "ratings, order", "both, order"),
             ("both heads instead of ranking's ensemble", "ensemble", "both, order"),
             ("gradients projected", "both, order", "both, order, projected"),
