@@ -79,7 +79,7 @@ data = run.load_data(settings.data, needs=("ratings",), min_users=20, min_movies
 # first: at which share does a model that also learns from the watches stop being ahead of a rating specialist?
 #
 # :::{dropdown} Answer
-# At none: it keeps a small lead with all ratings, [for a reason](multi-task-when).
+# At none: with all ratings it keeps, [for a reason](multi-task-when), a lead so small that Holm's correction decides whether it counts.
 # :::
 
 
@@ -409,7 +409,7 @@ if settings.probe_tensorflow:
 # (multi-task-c6)=
 # :::{admonition} Correction C6: seen movies and the padding id are recommended
 # The retrieval layer ranks every row of the table: also those of movies the user has rated
-# already, and row 0, which belongs to no movie. The cell counts both in all users' lists. `rectutor.evaluation` excludes them.
+# already, and row 0, which belongs to no movie. `rectutor.evaluation` excludes them.
 # :::
 #
 # (multi-task-c11)=
