@@ -10,7 +10,7 @@ import pandas as pd
 from rectutor.evaluation import Trained, evaluate
 from rectutor.ratings import to_label
 from rectutor.splits import Split, leave_one_out
-from study import specialists
+from study import histories, specialists
 from study.core import Comparison, Draw, Job, ranked, rated
 
 
@@ -221,12 +221,18 @@ JOBS = [
     Job("multi_task", "documented-watches", documented_watches, seconds=40),
     Job("multi_task", "watches", ranking, seconds=40),
     Job("multi_task", "pretrained-hidden", pretrained_hidden, seconds=70),
+    Job("multi_task", "history-ratings", histories.ratings_alone, seconds=40),
+    Job("multi_task", "history-both", histories.both_heads, seconds=70),
+    Job("multi_task", "history-next", histories.next_movie, seconds=60),
+    Job("multi_task", "history-ensemble", specialists.on_late, seconds=15),
+    Job("multi_task", "history-projected", histories.projected, seconds=45),
 ]
 
 _DOCUMENTED = "multi_task/documented, multi-task"
 _JOINT = "multi_task/joint"
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _MEAN = "the retrieval loss as a mean"
+_HISTORY = "multi_task/history: "
 _KINDS = {
     "joint, hidden": "watches and ratings together",
     "pretrained, hidden": "first the watches, then the ratings",
@@ -272,5 +278,30 @@ COMPARISONS = [
     ),
     Comparison(
         "multi_task", "the joint model instead of popularity", "baselines/popularity", _JOINT
+    ),
+    *(
+        Comparison("multi_task", what, f"{_HISTORY}{before}", f"{_HISTORY}{after}", "rmse")
+        for what, before, after in (
+            ("a history, ratings alone", "ratings, nothing", "ratings, order"),
+            ("its order, ratings alone", "ratings, mean", "ratings, order"),
+            ("a history, both heads", "both, nothing", "both, order"),
+            ("its order, both heads", "both, mean", "both, order"),
+            ("the next-movie head, no history", "ratings, nothing", "both, nothing"),
+            ("the next-movie head beside the rating", "ratings, order", "both, order"),
+            ("both heads instead of ranking's ensemble", "ensemble", "both, order"),
+            ("gradients projected", "both, order", "both, order, projected"),
+        )
+    ),
+    Comparison(
+        "multi_task",
+        "the rating head beside the next movie",
+        f"{_HISTORY}next movie alone",
+        f"{_HISTORY}next movie and rating",
+    ),
+    Comparison(
+        "multi_task",
+        "a history instead of none, the next movie",
+        _JOINT,
+        f"{_HISTORY}next movie and rating",
     ),
 ]

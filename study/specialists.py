@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rectutor.ratings import to_label
+import pandas as pd
+
+from rectutor.ratings import to_label, to_stars
 from study.core import Draw, rated
 from tools import book
 
@@ -54,3 +56,14 @@ def at_shares(draw: Draw) -> dict[str, Any]:
         more = {"share": share, "decay": DECAYS[share]}
         found[name] = rated(predicted, split.test["label"], split.test["user_id"], **more)
     return found
+
+
+def on_late(draw: Draw) -> dict[str, Any]:
+    """The specialist with all ratings before each user's last fifth, asked for that."""
+    code, rows = draw.code, draw.shuffled.ratings
+    x, y, late = code.in_time(rows.assign(label=to_label(rows["rating"], draw.data.rating_scale)))
+    scale = draw.data.rating_scale
+    pairs = pd.DataFrame({name: x[name] for name in ("user_id", "movie_id")})
+    pairs["rating"] = to_stars(y, scale)
+    predicted = train_and_ask(draw, 1.0, pairs[~late], pairs[late], DECAYS[1.0])
+    return {"history: ensemble": rated(predicted, y[late], pairs["user_id"][late])}

@@ -352,3 +352,181 @@ def test_the_split_deals_every_rating_out_once(chapter):
     assert [len(part) for part in (split.train, split.validation, split.test)] == [108, 12, 30]
     dealt = pd.concat([chapter.known(split), split.test])
     assert sorted(dealt.index) == sorted(frame.index)
+
+
+# --- the order of a history
+
+
+@pytest.fixture
+def in_time(chapter):
+    """Inputs with histories of four, labels, and what is late; three ratings share a second."""
+    frame = rated(seed=5)
+    places = frame.groupby("user_id")["timestamp"].rank(method="first").astype(int)
+    frame = frame.assign(timestamp=places // 3)
+    return chapter.in_time(frame.sample(frac=1, random_state=0), length=4)
+
+
+@pytest.fixture
+def reader(chapter, in_time):
+    """A model with weights at random, which drops nothing."""
+    x, y, _ = in_time
+    model = chapter.HistoryModel(x, y, USERS, MOVIES, dim=4)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        weight.assign(rng.normal(0, 0.4, weight.shape))
+    model.dropout.rate = 0.0
+    return model
+
+
+def test_a_history_is_the_latest_movies_of_earlier_seconds(in_time):
+    x, _, _ = in_time
+    of_user, now, movies = x["user_id"], x["now"], x["movie_id"]
+    ties = 0
+    for row, history in enumerate(x["history"]):
+        mine = of_user == of_user[row]
+        found = history[history != 0]
+        earlier = movies[mine & (now < now[row])]
+        assert len(found) == min(4, len(earlier))
+        assert not {*found} & {*movies[mine & (now >= now[row])]}
+        np.testing.assert_array_equal(found, earlier[len(earlier) - len(found) :])
+        np.testing.assert_array_equal(history[: 4 - len(found)], 0)  # padding comes first
+        ties += np.sum(mine & (now == now[row])) > 1
+    assert ties > 20  # else the test says nothing about a shared second
+    np.testing.assert_array_equal(np.lexsort((now, of_user)), np.arange(len(now)))
+
+
+def test_nothing_that_comes_later_changes_a_history(chapter):
+    frame = rated(seed=5)
+    x, _, _ = chapter.in_time(frame)
+    cut = frame["timestamp"].quantile(0.5)
+    past, _, _ = chapter.in_time(frame[frame["timestamp"] <= cut])
+    both = {pair: row for row, pair in enumerate(zip(x["user_id"], x["movie_id"], strict=True))}
+    rows = [both[pair] for pair in zip(past["user_id"], past["movie_id"], strict=True)]
+    np.testing.assert_array_equal(past["history"], x["history"][rows])
+
+
+def test_late_is_the_last_fifth_of_every_user(in_time):
+    x, _, late = in_time
+    for user in range(1, USERS + 1):
+        mine = late[x["user_id"] == user]
+        assert mine.sum() == len(mine) // 5
+        assert not mine[: len(mine) - len(mine) // 5].any()  # rows are in the order of time
+    assert late.sum() > USERS
+
+
+def read_by_hand(model, x):
+    """Scores `(n, movies)` and labels `(n,)` in NumPy, given what the GRU says."""
+    p, q = array(model.user_table)[0], array(model.movie_table)[0]
+    rows, known = q[x["history"]].astype("float32"), x["history"] != 0
+    state = array(model.gru(rows, mask=known)) @ array(model.turn)
+    popularity = array(model.popularity)[0, 0]
+    g, v, w = array(model.g)[0, 0], array(model.v)[0, 0], array(model.w)[0, :, 0]
+    kappa, mean = array(model.kappa)[0, 0, 0], float(model.mean)
+    of_user, of_movie = array(model.user_bias)[0, :, 0], array(model.movie_bias)[0, 0]
+    watch, rating = np.zeros((len(state), MOVIES + 1)), np.zeros(len(state))
+    for row, (u, i) in enumerate(zip(x["user_id"], x["movie_id"], strict=True)):
+        vector = p[u] + state[row]
+        watch[row] = q @ vector + popularity
+        rating[row] = mean + of_user[u] + of_movie[i] + kappa * popularity[i]
+        rating[row] += v @ q[i] + w @ vector + vector @ ((0.1 + g) * q[i])
+    return watch, rating
+
+
+@pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 2, 1)])
+def test_the_history_models_loss_is_the_formulas_and_watched_movies_take_no_part(
+    chapter, in_time, reader, weights
+):
+    x, y, _ = in_time
+    reader.task_weights.assign(np.array(weights, "float32"))
+    watch, rating = read_by_hand(reader, x)
+    nats, out = [], 0
+    for row, (u, now) in enumerate(zip(x["user_id"], x["now"], strict=True)):
+        before = x["movie_id"][(x["user_id"] == u) & (x["now"] < now)]
+        rivals = np.setdiff1d(np.arange(1, MOVIES + 1), before)
+        nats.append(logsumexp(watch[row, rivals]) - watch[row, x["movie_id"][row]])
+        out += len(before)
+    assert out > 200
+    spread = chapter.SPREADS["rating"]
+    kinds = {"table": ("user_table", "movie_table"), "bias": ("user_bias", "movie_bias")}
+    kinds["head"] = ("g", "v", "w", "kappa")
+    prior = sum(
+        np.sum(array(getattr(reader, name)) ** 2) / chapter.SPREADS[kind] ** 2
+        for kind, names in kinds.items()
+        for name in names
+    )
+    terms = [np.mean(nats), np.mean((y - rating) ** 2) / 2 / spread**2, prior / 2 / len(y)]
+    np.testing.assert_allclose(loss_of(reader, x, y), np.dot(weights, terms), rtol=1e-4)
+    found = chapter.labels_in_time(reader, x, chunk=33)
+    np.testing.assert_allclose(found, np.clip(rating, 0, 1), atol=1e-5)
+
+
+def test_the_history_model_reads_the_order_and_no_padding(chapter, in_time, reader):
+    from study import histories
+
+    x, y, _ = in_time
+    full = chapter.some_rows(x, (x["history"] != 0).all(axis=1))
+    turned = {**full, "history": full["history"][:, ::-1]}
+    wider = {**full, "history": np.pad(full["history"], ((0, 0), (3, 0)))}
+    scores = array(reader(full)["watch"])
+    assert np.abs(scores - array(reader(turned)["watch"])).max() > 1e-3
+    np.testing.assert_allclose(scores, array(reader(wider)["watch"]), atol=1e-5)
+    for rival, reads in ((histories.without_order, True), (histories.without_history, False)):
+        model = rival(chapter)(x, y, USERS, MOVIES, dim=4)
+        for ours, theirs in zip(model.weights, reader.weights, strict=True):
+            ours.assign(array(theirs))
+        model.dropout.rate = 0.0
+        scores = array(model(full)["rating"])
+        np.testing.assert_allclose(scores, array(model(turned)["rating"]), atol=1e-5)
+        other = {**full, "history": full["history"] % MOVIES + 1}
+        assert (np.abs(scores - array(model(other)["rating"])).max() > 1e-3) == reads
+
+
+def test_projected_gradients_no_longer_point_against_each_other(chapter):
+    rng, conflicts = np.random.default_rng(0), 0
+    for _ in range(20):
+        first, second = rng.normal(size=(2, 6)).astype("float32")
+        one, other = map(array, chapter.without_conflict(first, second))
+        if first @ second >= 0:
+            np.testing.assert_allclose([one, other], [first, second])
+            continue
+        conflicts += 1
+        assert one @ other >= 0
+        np.testing.assert_allclose([one @ second, other @ first], 0, atol=1e-5)
+    assert 3 < conflicts < 17
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the study runs on JAX")
+def test_a_projecting_step_moves_what_is_shared_by_the_projected_gradients(
+    chapter, in_time, reader
+):
+    from study import histories
+
+    x, y, _ = in_time
+    model = histories.projecting(chapter)(x, y, USERS, MOVIES, dim=4)
+    for ours, theirs in zip(model.weights, reader.weights, strict=True):
+        ours.assign(array(theirs))  # a copy, since a step gives its arrays away
+    model.dropout.rate = 0.0
+    # opposite demands on the same weights: a conflict for sure
+    y = 1 - array(reader(x)["rating"])
+    gradients = [by_weight(reader, x, y, task) for task in np.eye(3)]
+    watch, rating, prior = (
+        {name: each[id(getattr(reader, name))].ravel() for name in ("user_table", "movie_table")}
+        | {"turn": each[id(reader.turn)].ravel()}
+        | {f"gru {n}": each[id(w)].ravel() for n, w in enumerate(reader.gru.trainable_weights)}
+        for each in gradients
+    )
+    flat = [np.concatenate([*each.values()]) for each in (watch, rating)]
+    if flat[0] @ flat[1] > 0:  # turn the rating's demand round
+        y = 2 * array(reader(x)["rating"]) - y
+        rating = by_weight(reader, x, y, (0, 1, 0))
+        names = [reader.user_table, reader.movie_table, reader.turn, *reader.gru.trainable_weights]
+        flat[1] = np.concatenate([rating[id(each)].ravel() for each in names])
+    assert flat[0] @ flat[1] < 0
+    projected = sum(map(array, chapter.without_conflict(*map(ops.convert_to_tensor, flat))))
+    expected = projected + np.concatenate([*prior.values()])
+    moved = by_weight(model, x, y, (1, 1, 1))
+    own = [model.user_table, model.movie_table, model.turn, *model.gru.trainable_weights]
+    found = np.concatenate([moved[id(each)].ravel() for each in own])
+    np.testing.assert_allclose(found, expected, atol=2e-3, rtol=1e-2)
+    assert np.abs(found - sum(flat) - np.concatenate([*prior.values()])).max() > 1e-2
+    assert float(model.task_weights[0]) == 1.0
