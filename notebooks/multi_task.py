@@ -36,7 +36,7 @@ if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
-from rectutor import chapter
+from rectutor import PADDING_ID, chapter, study
 
 run = chapter.start("multi_task", quietly=("keras_rs",))
 
@@ -50,7 +50,6 @@ import numpy as np
 import pandas as pd
 from keras import ops
 
-from rectutor import PADDING_ID, study
 from rectutor.ratings import rmse, to_label, to_stars
 from rectutor.splits import random_split
 from rectutor.training import EpochLog
@@ -85,7 +84,7 @@ data = run.load_data(settings.data, needs=("ratings",), min_users=20, min_movies
 
 # %%
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-KINDS = ("joint, hidden", "pretrained, hidden", "joint, visible")
+KINDS = ("joint, hidden", "pretrained, hidden", "joint, visible", "specialist")
 
 
 def of_share(kind, share):
@@ -93,25 +92,27 @@ def of_share(kind, share):
     return f"multi_task/{kind}, {share:.0%}"
 
 
-# %% mystnb={"image": {"alt": "For each model that knows the watches, its RMSE in stars minus the rating specialist's, over the share of ratings shown, with a band; a line at zero"}}
+# %% mystnb={"code_prompt_hide": "Hide the code: the picture", "code_prompt_show": "Show the code: the picture", "image": {"alt": "Left: the RMSE in stars of three models that know the watches, and of the rating specialist, over the share of ratings shown, each with a band. Right: the same minus the specialist's, with a line at zero"}} tags=["hide-input"]
 summary = study.read()
 effects = summary.of(run.name)
 gains = {each.after: each for each in effects if "specialist," in each.before}
+errors = {name: arm.metrics.get("rmse") for name, arm in summary.arms.items()}
 percent = [f"{share:.0%}" for share in SHARES]
-fig, axes = plt.subplots(figsize=(7.5, 4.2))
-for kind in KINDS:
-    found = [gains.get(of_share(kind, share)) for share in SHARES]
-    if all(found):
-        value, low, high = 4 * np.transpose([(e.value, e.low, e.high) for e in found])
-        (line,) = axes.plot(percent, value, "o-", ms=4, label=kind)
-        axes.fill_between(percent, low, high, alpha=0.12, color=line.get_color())
-axes.axhline(0, color="0.4", lw=1)
-axes.set(xlabel="ratings shown", ylabel="RMSE minus the specialist's, stars")
-axes.legend(fontsize="small")
+fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.2))
+for axes, of, kinds in ((left, errors, KINDS), (right, gains, KINDS[:-1])):
+    for kind in kinds:
+        found = [of[of_share(kind, share)] for share in SHARES]
+        ends = 4 * np.transpose([(e.value, e.low, e.high) for e in found])
+        axes.plot(percent, ends[0], "o-", ms=4, label=kind)
+        axes.fill_between(percent, *ends[1:], alpha=0.12)
+right.axhline(0, color="0.4", lw=1)
+left.set(xlabel="ratings shown", ylabel="RMSE, stars")
+right.set(xlabel="ratings shown", ylabel="minus the specialist's, stars")
+left.legend(fontsize="small")
 run.show(fig, "shares")
 
 # %% [markdown]
-# Where a band (95 %, over users and runs, paired) lies wholly below the line, a model that knows the watches beats a
+# Where a band on the right (95 %, over users and runs, paired) lies wholly below the line, a model that knows the watches beats a
 # specialist with the same ratings.
 #
 # ## One split
@@ -283,8 +284,7 @@ DOCUMENTED = {  # task weights: retrieval, rating
 }
 recipe = {"seed": run.seed, "epochs": settings.documented_epochs, **sizes}
 recipe |= {"batch_size": settings.documented_batch}
-models = {}
-actual, users = test["label"], test["user_id"].to_numpy()
+models, actual, users = {}, test["label"], test["user_id"].to_numpy()
 for name, task_weights in DOCUMENTED.items():
     models[name], seconds = train_documented(past, task_weights, callbacks=[EpochLog()], **recipe)
     retrieved = top_movies(models[name], users)
@@ -393,6 +393,25 @@ run.effect("C4")
 # %% [markdown]
 # At "equal" weights retrieval shapes the tables almost alone. In the study's lines the sum becomes a mean and nothing else differs.
 #
+# :::{exercise} ★ What weight would make the documented tasks equal?
+# :label: multi-task-ex1
+# A retrieval weight of $1/B$ turns the documented sum into a mean. Does that give both tasks the same pull at the shared tables? Use `pulls`.
+# :::
+#
+# :::{solution-start} multi-task-ex1
+# :class: dropdown
+# :::
+
+# %%
+print(f"equal pull: {pulls[1] / pulls[0]:.5f}; 1/B: {1 / size:.5f}")
+
+# %% [markdown]
+# Equal pulls are not equal *usefulness*; that is for validation to say.
+#
+# :::{solution-end}
+# :::
+
+# %% [markdown]
 # (multi-task-c5)=
 # :::{admonition} Correction C5: `tf.keras` pieces under a JAX backend
 # The published code takes its optimizer and the rating head's `Sequential` from `tf.keras`, while its first lines choose JAX. The cell
@@ -606,12 +625,12 @@ print(*(f"study, {key}: {each.value:+.3f}" for key, each in told if "cosine" in 
 # $$p = p_u + W\, h(q_{i_1}, \dots, q_{i_{10}})$$
 #
 # $h$ is a [GRU](../book/glossary.md) {cite}`hidasi2016` over the ten latest movies of *earlier seconds* (several are often rated at one
-# click, and whoever sees the rest of the click sees ahead). Heads, unit and priors stay; in the softmax, movies watched before take no
-# part, as under protocol P. The test is each user's last fifth of the ratings, by time; its histories hold movies watched
+# click, and whoever sees the rest of the click sees ahead). Heads, unit and priors stay; movies watched before take no
+# part in the softmax. The test is each user's last fifth of the ratings, by time; its histories hold movies watched
 # after the training, never their ratings.
 #
 # Against a conflict there is *gradient projection* {cite}`yu2020`: where $g_1^\top g_2 < 0$, each gradient on what is
-# shared loses what points against the other, $g_1 - \frac{g_1^\top g_2}{\lVert g_2 \rVert^2}\, g_2$ and likewise $g_2$ (`without_conflict`).
+# shared loses what points against the other, $g_1 - \frac{g_1^\top g_2}{\lVert g_2 \rVert^2}\, g_2$ and likewise $g_2$.
 
 
 # %%
@@ -720,54 +739,32 @@ error = rmse(labels_in_time(model, after), y[late], after["user_id"])
 run.record(model="history", metrics={"rmse": error}, **noted)
 some = some_rows(before, slice(None, None, 20)), y[~late][::20]
 print(f"this run: RMSE {error.value:.4f}, cosine {cosine(model, *some):+.3f}")
-for each in effects:
-    if "history: " in each.after or each.after == "multi_task/joint":
-        print(each)
+print(*(each for each in effects if "history: " in each.after), sep="\n")
+arms = ["multi_task/joint", "multi_task/retrieval specialist", "retrieval/made right"]
+arms += [f"multi_task/history: next movie {kind}" for kind in ("alone", "and rating")]
+run.show_study({name: name for name in arms}, caption="NDCG@10 in the study")
 
 # %% [markdown]
 # **Not here.** The ten movies, with their order or without, do not make the rating better than no history at all. What does is the
-# *second head*: it asks who watches what, as above, and needs no history for it. The next movie is where a history counts (the last
-# line). The two gradients hardly meet, their cosine stays near 0, so there is little for a projection to take out.
+# *second head*: it asks who watches what, as above, and needs no history for it. The next movie is where a history counts (the
+# table). The two gradients hardly meet, their cosine stays near 0, so there is little for a projection to take out.
 #
-# What limits this: *no effect* means one smaller than the interval. The settings, five tried, come from one split (ratings alone train
-# for 5 epochs, both heads for 10), and a GRU over ten movies is small. And MovieLens was rated in sittings,
-# many movies a click: the order in which people rate is not that in which they watched.
+# *No effect* means one smaller than the interval. The settings, five tried, come from one split (ratings alone train
+# for 5 epochs, both heads for 10), and a GRU over ten movies is small. And MovieLens was rated in sittings:
+# the order in which people rate is not that in which they watched.
 #
 # ## Exercises
 #
-# :::{exercise} ★ What weight would make the documented tasks equal?
-# :label: multi-task-ex1
-# A retrieval weight of $1/B$ turns the documented sum into a mean. Does that give both tasks the same pull at the shared tables? Use `pulls`.
-# :::
-#
-# :::{solution-start} multi-task-ex1
-# :class: dropdown
-# :::
-
-# %%
-print(f"equal pull: {pulls[1] / pulls[0]:.5f}; 1/B: {1 / size:.5f}")
-
-# %% [markdown]
-# Equal pulls are not equal *usefulness*; that is for validation to say.
-#
-# :::{solution-end}
-# :::
-
-# %% [markdown]
 # :::{exercise} ★★ Experts instead of one shared table
 # :label: multi-task-ex2
-# With a gate per task (MMoE) {cite}`ma2018`, each task mixes several experts with weights of its own. Make two experts of each table, at equal parameters.
+# With a gate per task (MMoE) {cite}`ma2018`, each task mixes several experts with weights of its own. Make two experts of each table, at equal size.
 # :::
 #
 # :::{solution-start} multi-task-ex2
 # :class: dropdown
 # :::
-
-# %% tags=["nbval-check-output"]
-print("numbers a row: one table of 8 has", 8, "and two of 4 have", 2 * 4)
-
-# %% [markdown]
-# The watch head reads $\gamma_1 p^{(1)} + \gamma_2 p^{(2)}$ and the rating head the same with its own $\gamma$, each a softmax over two
+#
+# Two experts of 4 numbers for one table of 8. The watch head reads $\gamma_1 p^{(1)} + \gamma_2 p^{(2)}$ and the rating head the same with its own $\gamma$, each a softmax over two
 # numbers. Compare as in the picture, paired.
 #
 # :::{solution-end}

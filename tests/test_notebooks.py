@@ -149,16 +149,12 @@ def test_exercises_are_graded_and_solved_by_code_that_ran(name):
     assert all(solved.values())
 
 
-#: Chapters whose exercises all stand at the end still.
-ALL_AT_THE_END = ("multi_task",)
-
-
 @EACH_MODEL
 def test_an_exercise_stands_at_the_section_it_belongs_to(name):
     """Not all of them at the end: the first is met before the last third of the cells."""
     cells = source(name).cells
     first = next(i for i, cell in enumerate(cells) if ":::{exercise}" in cell.source)
-    assert (first < 2 / 3 * len(cells)) == (name not in ALL_AT_THE_END)
+    assert first < 2 / 3 * len(cells)
 
 
 #: What stands on a folded cell, and on the same cell when it is open.
