@@ -745,9 +745,9 @@ arms += [f"multi_task/history: next movie {kind}" for kind in ("alone", "and rat
 run.show_study({name: name for name in arms}, caption="NDCG@10 in the study")
 
 # %% [markdown]
-# **Not here.** The ten movies, with their order or without, do not make the rating better than no history at all. What does is the
-# *second head*: it asks who watches what, as above, and needs no history for it. The next movie is where a history counts (the
-# table). The two gradients hardly meet, their cosine stays near 0, so there is little for a projection to take out.
+# **Not here.** The ten movies, read in order or averaged (the lines' "order" is the difference), make the rating no better than no history;
+# with ratings alone the order may even harm. What helps is the *second head*: it asks who watches what, and needs no history for it. The
+# next movie is where a history counts (the table). The two gradients hardly meet, their cosine stays near 0, so a projection has little to take out.
 #
 # *No effect* means one smaller than the interval. The settings, five tried, come from one split (ratings alone train
 # for 5 epochs, both heads for 10), and a GRU over ten movies is small. And MovieLens was rated in sittings:
