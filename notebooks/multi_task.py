@@ -745,7 +745,7 @@ arms += [f"multi_task/history: next movie {kind}" for kind in ("alone", "and rat
 run.show_study({name: name for name in arms}, caption="NDCG@10 in the study")
 
 # %% [markdown]
-# **Not here.** The ten movies, read in order or averaged (the lines' "order" is the difference), make the rating no better than no history;
+# **Not here.** The ten movies, in order or averaged, make the rating no better than no history;
 # with ratings alone the order may even harm. What helps is the *second head*: it asks who watches what, and needs no history for it. The
 # next movie is where a history counts (the table). The two gradients hardly meet, their cosine stays near 0, so a projection has little to take out.
 #
