@@ -112,7 +112,8 @@ left.legend(fontsize="small")
 run.show(fig, "shares")
 
 # %% [markdown]
-# Where a band on the right (95 %, over users and runs, paired) lies wholly below the line, a model that knows the watches beats a
+# *Joint* learns watches and ratings at once, *pretrained* the watches first; *visible* is told that the test pairs were
+# watched, *hidden* is not. Where a band on the right (95 %, over users and runs, paired) lies wholly below the line, a model that knows the watches beats a
 # specialist with the same ratings.
 #
 # ## One split
@@ -458,7 +459,7 @@ run.effect("C11")
 # $$s_{ui} = p_u^\top q_i + a_i, \qquad
 #   \hat y_{ui} = \mu + b_u + b_i + \kappa\, a_i + v^\top q_i + w^\top p_u + p_u^\top \big((0.1 + g) \odot q_i\big)$$
 #
-# The **watch head** says with a softmax over the whole catalogue which movie is watched (no negatives to correct), and
+# The **watch head** says with a softmax over the whole catalogue which movie is watched, and
 # $a_i$ learns the movie's popularity. The **rating head** has biases as in [ranking](ranking.ipynb), and reads the tables by a few weights, $g$, $v$, $w$, $\kappa$,
 # the same for everyone: a handful of ratings can teach them *what the watches' numbers mean for the stars*.
 #
@@ -624,8 +625,8 @@ print(*(f"study, {key}: {each.value:+.3f}" for key, each in told if "cosine" in 
 #
 # $$p = p_u + W\, h(q_{i_1}, \dots, q_{i_{10}})$$
 #
-# $h$ is a [GRU](../book/glossary.md) {cite}`hidasi2016` over the ten latest movies of *earlier seconds* (several are often rated at one
-# click, and whoever sees the rest of the click sees ahead). Heads, unit and priors stay; movies watched before take no
+# $h$ is a [GRU](../book/glossary.md) {cite}`hidasi2016` over the ten latest movies of *earlier seconds* (one click often
+# rates several). Heads, unit and priors stay; movies watched before take no
 # part in the softmax. The test is each user's last fifth of the ratings, by time; its histories hold movies watched
 # after the training, never their ratings.
 #
@@ -765,7 +766,7 @@ run.show_study({name: name for name in arms}, caption="NDCG@10 in the study")
 # :::
 #
 # Two experts of 4 numbers for one table of 8. The watch head reads $\gamma_1 p^{(1)} + \gamma_2 p^{(2)}$ and the rating head the same with its own $\gamma$, each a softmax over two
-# numbers. Compare as in the picture, paired.
+# numbers.
 #
 # :::{solution-end}
 # :::
