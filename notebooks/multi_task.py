@@ -348,9 +348,8 @@ run.fact("c2_mean_gap_stars", float(gap.mean()))
 # :::
 
 # %%
-as_named = documented_accuracy(retrieved, test, 100)
 hundred = top_movies(documented, users, min(100, data.num_movies))
-real = documented_accuracy(hundred, test, 100)
+as_named, real = (documented_accuracy(each, test, 100) for each in (retrieved, hundred))
 print(f"k=10 on ten: {accuracy:.4f}, k=100 on ten: {as_named:.4f}, on a hundred: {real:.4f}")
 
 # %% [markdown]
@@ -764,8 +763,12 @@ run.show_study({name: name for name in arms}, caption="NDCG@10 in the study")
 # :::{solution-start} multi-task-ex2
 # :class: dropdown
 # :::
-#
-# Two experts of 4 numbers for one table of 8. The watch head reads $\gamma_1 p^{(1)} + \gamma_2 p^{(2)}$ and the rating head the same with its own $\gamma$, each a softmax over two
+
+# %% tags=["nbval-check-output"]
+print("numbers a row: one table of 8 has", 8, "and two of 4 have", 2 * 4)
+
+# %% [markdown]
+# The watch head reads $\gamma_1 p^{(1)} + \gamma_2 p^{(2)}$ and the rating head the same with its own $\gamma$, each a softmax over two
 # numbers.
 #
 # :::{solution-end}
