@@ -206,7 +206,8 @@ def test_actions_follow_the_title_and_only_what_colab_opens_has_its_button() -> 
 def test_what_a_page_costs_counts_its_paragraphs_its_code_and_its_seconds() -> None:
     page = nodes.section()
     page += [nodes.paragraph(text="word " * 430), nodes.literal_block(text="no cell")]
-    page += nodes.container("", nodes.literal_block(text="a = 1\nb = 2\n"), classes=["cell_input"])
+    code = "# a comment\na = 1  # said\n\nb = 2\n"
+    page += nodes.container("", nodes.literal_block(text=code), classes=["cell_input"])
     told = "430 words (about 2 min), 2 lines of code in 1 cells"
     assert book_pages.cost(page, None) == told
     assert book_pages.cost(page, 61.2) == f"{told}, executed in 61 s"
