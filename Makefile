@@ -62,7 +62,7 @@ scripts: setup  ## run every chapter as a plain script
 UNIT = $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 QUICK = not torch and not browser and not long and not nightly
 
-check: lint  ## lint, types and the quick tests: two minutes, and nothing else is installed
+check: lint  ## lint, types and the quick tests: some five minutes, and nothing else is installed
 	@$(UNIT) -m "$(QUICK)" --doctest-modules tests rectutor --ignore=tests/browser \
 		--ignore=tests/acceptance
 
