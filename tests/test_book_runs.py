@@ -157,6 +157,23 @@ while not pathlib.Path("OTHER.started").exists():
         assert notebook.cells[1].outputs[0].text == "two\nTrue\n"
         assert all(map(book.is_current, ["one", "three", "two"]))
 
+    def test_what_measures_times_runs_by_itself(self, tree):
+        late = "import pathlib, time\ntime.sleep(3)\npathlib.Path('one.ended').touch()\n"
+        append(tree / "notebooks" / "one.py", late)
+        text = ONE.replace("one.json", "three.json")
+        ask = "\n# %%\nimport pathlib\nprint('after one:', pathlib.Path('one.ended').exists())\n"
+        put(tree / "notebooks" / "three.py", text + ask)
+        entry = '[three]\ntitle = "Three"\npromise = "It."\nmetric = "ndcg"\nalone = true\n'
+        append(tree / "notebooks" / "chapters.toml", entry + "documented = []\nmade_right = []\n")
+        replace(
+            tree / "_toc.yml",
+            "  - file: notebooks/two",
+            "  - file: notebooks/three\n  - file: notebooks/two",
+        )
+        book.run([], force=False, jobs=2)
+        notebook = nbformat.read(tree / "_build" / "executed" / "three.ipynb", as_version=4)
+        assert notebook.cells[-1].outputs[0].text == "after one: True\n"
+
     def test_a_failure_ends_what_runs_beside_it(self, tree):
         append(tree / "notebooks" / "one.py", "\n# %%\nimport time\ntime.sleep(600)\n")
         put(tree / "notebooks" / "two.py", TWO + "\n# %%\nscores['x']\n")

@@ -104,7 +104,8 @@ def registry() -> dict[str, dict[str, Any]]:
     Returns:
         By name: `title`, `promise` (a sentence), and either `metric`, the one its headline is told
         in, with the study's arms that it is told of (`documented`, `made_right`), or
-        `reads = true` for a chapter that only reads what the others measured.
+        `reads = true` for a chapter that only reads what the others measured; and `alone = true`
+        for one that measures times, which needs the cores for itself.
 
     Raises:
         ChapterError: the registry and `_toc.yml` do not name the same chapters, or an entry lacks
@@ -348,9 +349,11 @@ def run(names: list[str], force: bool, jobs: int = 1) -> None:
         names: chapters.
         force: execute unchanged ones too.
         jobs: how many run at once; they share the cores, since a chapter that is given one of two
-            adds numbers up in another order and prints other last digits.
+            adds numbers up in another order and prints other last digits. Those that measure times
+            run by themselves.
     """
     reads = [name for name, entry in registry().items() if entry.get("reads")]
+    alone = [name for name, entry in registry().items() if entry.get("alone")]
     wanted = sorted(chosen(names), key=lambda name: name in reads)  # what reads comes last
     stale = [name for name in wanted if force or not is_current(name)]
     # what is measured anew makes the chapters stale that read it
@@ -363,7 +366,9 @@ def run(names: list[str], force: bool, jobs: int = 1) -> None:
                     progress.say(f"{name}: unchanged since it was last executed")
                 else:
                     ready.append(name)
-            execute_side_by_side(ready, progress, jobs)
+            for measures_times in (False, True):
+                these = [name for name in ready if (name in alone) == measures_times]
+                execute_side_by_side(these, progress, 1 if measures_times else jobs)
 
 
 def execute_side_by_side(names: list[str], progress: Progress, jobs: int) -> None:
