@@ -94,8 +94,7 @@ def of_share(kind, share):
 
 # %% mystnb={"code_prompt_hide": "Hide the code: the picture", "code_prompt_show": "Show the code: the picture", "image": {"alt": "Left: the RMSE in stars of three models that know the watches, and of the rating specialist, over the share of ratings shown, each with a band. Right: the same minus the specialist's, with a line at zero"}} tags=["hide-input"]
 summary = study.read()
-effects = summary.of(run.name)
-gains = {each.after: each for each in effects if "specialist," in each.before}
+gains = {each.after: each for each in summary.of(run.name) if "specialist," in each.before}
 errors = {name: arm.metrics.get("rmse") for name, arm in summary.arms.items()}
 percent = [f"{share:.0%}" for share in SHARES]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.2))
@@ -738,8 +737,9 @@ noted["seconds"] = train_history(model, before, y[~late], (1, 1), run.seed)
 error = rmse(labels_in_time(model, after), y[late], after["user_id"])
 run.record(model="history", metrics={"rmse": error}, **noted)
 some = some_rows(before, slice(None, None, 20)), y[~late][::20]
+some = keras.tree.map_structure(ops.convert_to_tensor, some)  # for torch
 print(f"this run: RMSE {error.value:.4f}, cosine {cosine(model, *some):+.3f}")
-print(*(each for each in effects if "history: " in each.after), sep="\n")
+print(*(each for each in summary.of(run.name) if "history: " in each.after), sep="\n")
 arms = ["multi_task/joint", "multi_task/retrieval specialist", "retrieval/made right"]
 arms += [f"multi_task/history: next movie {kind}" for kind in ("alone", "and rating")]
 run.show_study({name: name for name in arms}, caption="NDCG@10 in the study")
