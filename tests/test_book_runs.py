@@ -112,6 +112,15 @@ def tracked_files(tree):
     }
 
 
+def list_third(tree, more=""):
+    """Name a chapter `three`, before `two`, wherever chapters are named."""
+    entry = '[three]\ntitle = "Three"\npromise = "It."\nmetric = "ndcg"\n'
+    entry += "documented = []\nmade_right = []\n" + more
+    append(tree / "notebooks" / "chapters.toml", entry)
+    two = "  - file: notebooks/two"
+    replace(tree / "_toc.yml", two, two.replace("two", "three") + "\n" + two)
+
+
 class TestRun:
     def test_chapters_run_in_order_under_build_and_only_when_changed(self, tree, capsys):
         before = tracked_files(tree)
@@ -145,13 +154,7 @@ while not pathlib.Path("OTHER.started").exists():
             put(tree / "notebooks" / f"{name}.py", text)
         append(tree / "notebooks" / "two.py", "print(pathlib.Path('three.started').exists())\n")
         replace(tree / "notebooks" / "two.py", "# %%\n", "# %%\nimport pathlib\n")
-        entry = '[three]\ntitle = "Three"\npromise = "It."\nmetric = "ndcg"\n'
-        append(tree / "notebooks" / "chapters.toml", entry + "documented = []\nmade_right = []\n")
-        replace(
-            tree / "_toc.yml",
-            "  - file: notebooks/two",
-            "  - file: notebooks/three\n  - file: notebooks/two",
-        )
+        list_third(tree)
         book.run([], force=False, jobs=2)
         notebook = nbformat.read(tree / "_build" / "executed" / "two.ipynb", as_version=4)
         assert notebook.cells[1].outputs[0].text == "two\nTrue\n"
@@ -163,13 +166,7 @@ while not pathlib.Path("OTHER.started").exists():
         text = ONE.replace("one.json", "three.json")
         ask = "\n# %%\nimport pathlib\nprint('after one:', pathlib.Path('one.ended').exists())\n"
         put(tree / "notebooks" / "three.py", text + ask)
-        entry = '[three]\ntitle = "Three"\npromise = "It."\nmetric = "ndcg"\nalone = true\n'
-        append(tree / "notebooks" / "chapters.toml", entry + "documented = []\nmade_right = []\n")
-        replace(
-            tree / "_toc.yml",
-            "  - file: notebooks/two",
-            "  - file: notebooks/three\n  - file: notebooks/two",
-        )
+        list_third(tree, "alone = true\n")
         book.run([], force=False, jobs=2)
         notebook = nbformat.read(tree / "_build" / "executed" / "three.ipynb", as_version=4)
         assert notebook.cells[-1].outputs[0].text == "after one: True\n"
