@@ -208,19 +208,30 @@ def test(split: Any, model: Any, scores: Any, progress: Progress) -> Path:
     return store(run | {"test": rows}, RESULTS / f"million-{today}.json")
 
 
-def main() -> None:
-    """Go on with the run, or ask the test."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(doc: str, folder: Path) -> argparse.Namespace:
+    """The command line of a run that goes on where it stopped; its folder is there afterwards.
+
+    Args:
+        doc: of the module; its first line describes the command.
+        folder: where the run keeps its checkpoints, if nothing else is asked for.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--hours", type=float, default=6.0, help="of a processor's time, in all")
     parser.add_argument("--test", action="store_true", help="ask the test, once")
-    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--folder", type=Path, default=folder)
     chosen = parser.parse_args()
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    return chosen
+
+
+def main() -> None:
+    """Go on with the run, or ask the test."""
+    chosen = arguments(__doc__, FOLDER)
     os.environ.setdefault("KERAS_BACKEND", "jax")
     from tools import book
 
     code = book.definitions("sasrec_levers")
     settings = settings_of(code)
-    chosen.folder.mkdir(parents=True, exist_ok=True)
     progress = Progress(chosen.folder, settings)
     split = leave_one_out()
     model = code.levers_model(split.num_movies, settings, SEED)

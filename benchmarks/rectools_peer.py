@@ -11,7 +11,6 @@ once. The epochs are ours to choose; all else is the default of `SASRecModel`
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import time
 import warnings
@@ -24,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.measure import RESULTS, ROOT, machine, store
-from benchmarks.million import PATIENCE, SEED, Progress, sequences
+from benchmarks.million import PATIENCE, SEED, Progress, arguments, sequences
 
 FOLDER = ROOT / "_build" / "rectools"
 VERSIONS = ("RecTools", "torch", "pytorch-lightning", "numpy", "pandas")
@@ -99,13 +98,8 @@ def test(rows: pd.DataFrame, progress: Progress) -> Path:
 
 def main() -> None:
     """Go on with the run, or ask the test."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hours", type=float, default=6.0, help="of a processor's time, in all")
-    parser.add_argument("--test", action="store_true", help="ask the test, once")
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    chosen = parser.parse_args()
+    chosen = arguments(__doc__, FOLDER)
     warnings.filterwarnings("ignore")  # Lightning's advice on workers and logging
-    chosen.folder.mkdir(parents=True, exist_ok=True)
     settings = SimpleNamespace(model="SASRecModel()", patience=PATIENCE)
     progress = Progress(chosen.folder, settings)
     if chosen.test:

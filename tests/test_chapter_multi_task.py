@@ -123,6 +123,17 @@ def test_the_joint_model_scores_and_rates_as_its_formula_says(chapter, rows):
     np.testing.assert_allclose(array(found["rating"]), rating, atol=1e-5)
 
 
+def prior_by_hand(chapter, model):
+    """The squares of all weights that have a prior, over that prior's, summed."""
+    kinds = {"table": ("user_table", "movie_table"), "bias": ("user_bias", "movie_bias")}
+    kinds["head"] = ("g", "v", "w", "kappa")
+    return sum(
+        np.sum(array(getattr(model, name)) ** 2) / chapter.SPREADS[kind] ** 2
+        for kind, names in kinds.items()
+        for name in names
+    )
+
+
 @pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 2, 1)])
 def test_the_joint_loss_adds_up_nats_of_watches_ratings_and_priors(chapter, rows, weights):
     model, (x, y) = joint(chapter), rows
@@ -130,13 +141,7 @@ def test_the_joint_loss_adds_up_nats_of_watches_ratings_and_priors(chapter, rows
     watch, rating = joint_by_hand(model, x)
     log_p = watch - logsumexp(watch[..., 1:], axis=-1, keepdims=True)
     errors = (y - rating)[:, x["shown"] == 1]
-    kinds = {"table": ("user_table", "movie_table"), "bias": ("user_bias", "movie_bias")}
-    kinds["head"] = ("g", "v", "w", "kappa")
-    prior = sum(
-        np.sum(array(getattr(model, name)) ** 2) / chapter.SPREADS[kind] ** 2
-        for kind, names in kinds.items()
-        for name in names
-    )
+    prior = prior_by_hand(chapter, model)
     spread = chapter.SPREADS["rating"]
     terms = [-np.sum(log_p * x["watched"]), np.sum(errors**2) / 2 / spread**2, prior / 2]
     np.testing.assert_allclose(loss_of(model, x, y), np.dot(weights, terms) / USERS, rtol=1e-4)
@@ -447,13 +452,7 @@ def test_the_history_models_loss_is_the_formulas_and_watched_movies_take_no_part
         out += len(before)
     assert out > 200
     spread = chapter.SPREADS["rating"]
-    kinds = {"table": ("user_table", "movie_table"), "bias": ("user_bias", "movie_bias")}
-    kinds["head"] = ("g", "v", "w", "kappa")
-    prior = sum(
-        np.sum(array(getattr(reader, name)) ** 2) / chapter.SPREADS[kind] ** 2
-        for kind, names in kinds.items()
-        for name in names
-    )
+    prior = prior_by_hand(chapter, reader)
     terms = [np.mean(nats), np.mean((y - rating) ** 2) / 2 / spread**2, prior / 2 / len(y)]
     np.testing.assert_allclose(loss_of(reader, x, y), np.dot(weights, terms), rtol=1e-4)
     found = chapter.labels_in_time(reader, x, chunk=33)
