@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
@@ -74,6 +76,8 @@ def start(name: str, quietly: Iterable[str] = (), backends: Iterable[str] = BACK
             f"KERAS_BACKEND is {backend!r}, which the chapter {name} cannot use; set it to "
             f"{' or '.join(usable)}, and begin anew"
         )
+    if backend == "jax":
+        _keep_compiled()
     with silent_stderr(), warnings.catch_warnings():
         device, has_gpu = _device(backend)  # may load TensorFlow, and so may seeding
         keras.utils.set_random_seed(seed)
@@ -86,6 +90,22 @@ def start(name: str, quietly: Iterable[str] = (), backends: Iterable[str] = BACK
         _log_to_terminal()
     print(f"chapter {name}: profile {profile}, backend {backend} on {device}, seed {seed}")
     return Run(name, profile, seed, backend, device, exclude_seen, most_epochs)
+
+
+def _keep_compiled() -> None:
+    """Let JAX find a program that it compiled before in this process.
+
+    A model that is built and trained anew has the program of the first, and compiling it takes
+    seconds. JAX looks in a folder; ours goes with the process, one of your own is left alone.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir:
+        return
+    folder = tempfile.TemporaryDirectory(prefix="rectutor-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    jax.config.update("jax_compilation_cache_dir", folder.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 class Run:

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -318,6 +320,35 @@ def test_what_does_not_fit_or_has_no_data_is_refused(run):
         run.fact("c1", [1, 2])
     with pytest.raises(RuntimeError, match="load_data"):
         run.save()
+
+
+TWICE = """
+import os, jax, keras, numpy as np
+from rectutor import chapter
+found = []
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
+chapter.start("toy")
+for _ in range(2):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.layers.GRU(8), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    model.fit(np.ones((4, 3, 2)), np.ones((4, 1)), verbose=0)
+    print(found.count("/jax/compilation_cache/cache_hits"), jax.config.jax_compilation_cache_dir)
+"""
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone compiles a model anew")
+@pytest.mark.parametrize("own", [True, False])
+def test_a_model_that_is_built_again_is_not_compiled_again(own, tmp_path):
+    folder = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    given = folder | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"} if own else {}
+    given |= {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
+    command = [sys.executable, "-c", TWICE]
+    told = subprocess.run(command, env=given, capture_output=True, text=True, check=True)
+    (before, folder), (after, _) = map(str.split, told.stdout.splitlines()[-2:])
+    assert int(after) > int(before)
+    assert (folder == str(tmp_path)) == own
+    assert Path(folder).exists() == own  # ours goes with the process
 
 
 def test_importing_the_package_is_light():
