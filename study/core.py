@@ -11,7 +11,7 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -286,15 +286,16 @@ def missing(job: Job, code: str) -> list[int]:
 def digest(job: Job) -> str:
     """What decides a job's figures, in 16 letters.
 
-    That is its own code, what it uses of its chapter, and the modules of the package that these
-    import. Comments, docstrings and the layout of the code take no part.
+    That is its own code, what it uses of its chapter, the chapter's settings in the profile that
+    the study has, and the modules of the package that these import. Comments, docstrings and the
+    layout of the code take no part.
     """
     module = inspect.getmodule(job.function)
     assert module is not None
     source = inspect.getsource(module)
     own = _used(source, {job.function.__name__})
     texts, sources = [_text_of(own)], [source]
-    if "import protocol" in source:
+    if re.search(r"^from study import .*\bprotocol\b", source, re.MULTILINE):
         sources.append((Path(__file__).parent / "protocol.py").read_text("utf-8"))
         texts.append(_whole(sources[-1]))
     asked = {node.attr for node in _nodes(own) if isinstance(node, ast.Attribute)} | {"SETTINGS"}
@@ -302,7 +303,7 @@ def digest(job: Job) -> str:
         file = book.NOTEBOOKS / f"{name}.py"
         if file.is_file():
             sources.append(file.read_text("utf-8"))
-            texts.append(_text_of(_used(sources[-1], asked, of_chapter=True)))
+            texts.append(_text_of(map(_quick, _used(sources[-1], asked, of_chapter=True))))
     texts += map(_whole, _imported(sources))
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
@@ -330,6 +331,16 @@ def _used(source: str, names: set[str], of_chapter: bool = False) -> list[ast.st
     return [found[each] for each in sorted(found)]
 
 
+def _quick(node: ast.stmt) -> ast.stmt:
+    """Of a chapter's settings, those of the profile `quick`; any other statement as it is."""
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SETTINGS":
+        assert isinstance(node.value, ast.Call)
+        for setting in node.value.keywords:
+            if isinstance(setting.value, ast.Tuple):
+                setting.value = setting.value.elts[chapter.PROFILES.index("quick")]
+    return node
+
+
 def _imported(sources: Sequence[str]) -> list[str]:
     """The modules of `MATTER` that they import, and those that these import."""
     package, found = Path(results.__file__).parent, dict[str, str]()
@@ -352,7 +363,7 @@ def _whole(source: str) -> str:
     return _text_of(ast.parse(source).body)
 
 
-def _text_of(statements: Sequence[ast.stmt]) -> str:
+def _text_of(statements: Iterable[ast.stmt]) -> str:
     return "\n".join(ast.dump(_bare(each)) for each in statements)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from study import protocol
+from study import additions, protocol
 from study.core import Comparison, Draw, Job, ranked
 from tools import book
 
@@ -328,6 +328,7 @@ JOBS = [
     Job("sasrec", "made right, no blocks", no_blocks, seconds=60.0),
     Job("sasrec", "shuffled ties off", ties_as_they_are, seconds=100.0),
     Job("sasrec", "made right, the watched compete", watched_compete, seconds=100.0),
+    *additions.JOBS,
 ]
 
 
@@ -375,4 +376,5 @@ COMPARISONS = [
         "SASRec made right, not item kNN with recency", "baselines/item kNN, recency", "made right"
     ),
     _compared("SASRec made right, not EASE with recency", "baselines/EASE, recency", "made right"),
+    *additions.COMPARISONS,
 ]

@@ -294,3 +294,15 @@ def test_of_a_chapter_what_is_defined_counts_and_variables_of_cells_do_not() -> 
     source = "RATE = 1\nbest = 2\n\ndef train(x):\n    best = x * RATE\n    return best\n"
     used = core._used(source, {"train"}, of_chapter=True)
     assert [getattr(each, "name", "RATE") for each in used] == ["RATE", "train"]
+
+
+def test_of_the_settings_those_of_the_profile_that_the_study_has_count() -> None:
+    def text(source: str) -> str:
+        used = core._used(source, {"SETTINGS"}, of_chapter=True)
+        return core._text_of(map(core._quick, used))
+
+    settings = "SETTINGS = dict(epochs=({}, {}, 1), pairs=((1, 2), (3, 4), (5,)), width=8)\n"
+    assert text(settings.format(5, 100)) == text(settings.format(5, 200))
+    assert text(settings.format(5, 100)) != text(settings.format(6, 100))
+    assert text(settings.format(5, 100)) != text(settings.format(5, 100).replace("8", "9"))
+    assert text(settings.format(5, 100)) != text(settings.format(5, 100).replace("(1, 2)", "(1,)"))
