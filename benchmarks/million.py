@@ -35,9 +35,6 @@ from rectutor.environment import write_text
 ARCHIVE = "ml-1m-sequences.zip"
 FOLDER = ROOT / "_build" / "million"
 SEED = 42
-#: What differs from the `full` settings of the page of the levers, decided before any run: smaller
-#: batches and larger steps, as an epoch has few, and the dropout of the SASRec paper's code for 1M.
-CHANGED = {"batch_size": 64, "learning_rate": 0.002, "dropout": 0.2}
 PATIENCE = 5  # epochs without a better validation NDCG@10
 
 
@@ -73,9 +70,8 @@ def leave_one_out() -> Any:
 
 
 def settings_of(code: Any) -> SimpleNamespace:
-    """Those of the page of the levers, for MovieLens 1M, with `CHANGED`."""
-    run = chapter.Run("sasrec_levers", "full", SEED, "", "")
-    return SimpleNamespace(**vars(run.settings(**code.SETTINGS)) | CHANGED)
+    """Those of the page of the levers, for MovieLens 1M."""
+    return chapter.Run("sasrec_levers", "full", SEED, "", "").settings(**code.SETTINGS)
 
 
 class Progress:
@@ -203,7 +199,7 @@ def test(split: Any, model: Any, scores: Any, progress: Progress) -> Path:
     sizes = {"users": split.num_users, "movies": split.num_movies}
     sizes["interactions"] = sum(map(len, (split.train, split.validation, split.test)))
     run = {"machine": machine(), "seed": SEED, "data": sizes, **progress.kept}
-    run |= {"changed": CHANGED, "patience": PATIENCE, "best": progress.best}
+    run |= {"patience": PATIENCE, "best": progress.best}
     today = datetime.date.today().isoformat()
     return store(run | {"test": rows}, RESULTS / f"million-{today}.json")
 

@@ -89,7 +89,7 @@ PAGE_TEXT = """\
 What this book costs to run, beside what you would use instead, and what you may rely on. No figure
 here is typed in: `make bench` and `make record` measure, and write this page. The rest is in [the
 large tables]({tables}). How good the models are is another matter: see the
-[leaderboard](../notebooks/leaderboard.ipynb).
+[leaderboard](../notebooks/leaderboard.ipynb) and [a million ratings](million.md).
 
 ## What a chapter costs
 
@@ -150,9 +150,10 @@ book's protocol](evaluation.md): all movies compete, those seen are left out, in
 95 % interval over users.
 
 Ours is the [levers'](../notebooks/sasrec_levers.ipynb) best combination with the settings of
-`full`, but for {changed}: one set of settings, decided before any run. Validation chose the
-epoch, {best} of {epochs}; the end came when {patience} epochs brought nothing better, or after
-the hours that were set. The test was asked once, without training anew. The hours are those of
+`full`, decided before the run; two other sets had been looked at in shorter runs. Validation chose
+the epoch, {best} of {epochs}; the end came when {patience} epochs brought nothing better, or after
+the hours that were set. Its NDCG@10 on validation was {half:.3f} after half of the epochs and
+{top:.3f} after the best. The test was asked once, without training anew. The hours are those of
 one core. {aim}
 
 {peer}"""
@@ -421,8 +422,9 @@ latest hundred movies), the same stopping rule and the same split."""
         MILLION_TEXT.format(
             table=as_markdown(shown),
             **run["data"],
-            changed=", ".join(f"`{name}={value}`" for name, value in run["changed"].items()),
             best=run["best"]["epoch"],
+            top=run["best"]["ndcg"],
+            half=run["epochs"][len(run["epochs"]) // 2]["ndcg"],
             epochs=len(run["epochs"]),
             patience=run["patience"],
             aim=f"We aimed at an NDCG@10 of {MILLION_AIM}: {verdict}.",

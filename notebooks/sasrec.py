@@ -61,7 +61,7 @@ from rectutor.training import EpochLog
 
 # %% [markdown]
 # `quick` is for a laptop's processor, `full` holds the documented settings on MovieLens 1M and then those
-# of the literature {cite}`klenitskiy2023`, `smoke` only proves that the chapter runs.
+# that [a million ratings](../book/million.md) were run with, `smoke` only proves that the chapter runs.
 
 # %%
 SETTINGS = dict(
@@ -78,9 +78,9 @@ SETTINGS = dict(
     width=(64, 64, 16),
     blocks=(2, 2, 1),
     heads=(2, 1, 2),
-    dropout=(0.35, 0.1, 0.2),
-    learning_rate=(0.005, 0.001, 0.003),
-    batch_size=(64, 128, 64),
+    dropout=(0.35, 0.2, 0.2),
+    learning_rate=(0.005, 0.002, 0.003),
+    batch_size=64,
     epochs=(24, 100, 2),
     patience=(5, 10, 1),  # epochs without a better validation NDCG@10
 )

@@ -126,10 +126,12 @@ def test_the_test_is_asked_beside_the_baselines(archive, tmp_path, monkeypatch):
 
 RUN = {
     "data": {"users": 6040, "movies": 3416, "interactions": 987531},
-    "changed": {"batch_size": 64},
     "patience": 5,
-    "epochs": [{"epoch": 1, "seconds": 1800.0}, {"epoch": 2, "seconds": 1800.0}],
-    "best": {"epoch": 2},
+    "epochs": [
+        {"epoch": 1, "ndcg": 0.16, "seconds": 1800.0},
+        {"epoch": 2, "ndcg": 0.17, "seconds": 1800.0},
+    ],
+    "best": {"epoch": 2, "ndcg": 0.17},
     "test": [
         {"model": "EASE", "hit_rate": [0.2, 0.19, 0.21], "ndcg": [0.1, 0.09, 0.11]},
         {"model": "SASRec, levers", "hit_rate": [0.3, 0.29, 0.31], "ndcg": [0.19, 0.18, 0.2]},
