@@ -199,7 +199,7 @@ class TestPage:
         """`python -m benchmarks.report write` puts it in step."""
         wanted = report.wanted()
         assert [path for path, text in wanted.items() if path.read_text("utf-8") != text] == []
-        assert len(wanted) == 5
+        assert len(wanted) == 7
 
     def test_another_figure_makes_other_tables(self):
         run = report.newest(report.RUNS)
