@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from study.core import Comparison, Draw, Job, ranked
+from study.core import Draw, Job, ranked
 from tools import book
 
 #: Units of the GRU for each number of a vector, as in the GRU4Rec chapter.
@@ -156,20 +156,4 @@ JOBS = [
     Job("sasrec", "direct way", direct_way, seconds=120.0),
     Job("sasrec", "averaged weights", averaged, seconds=120.0),
     Job("sasrec", "levers on a GRU", on_a_gru, seconds=230.0),
-]
-
-
-def _compared(what: str, before: str, after: str) -> Comparison:
-    return Comparison("sasrec", what, f"sasrec/{before}", f"sasrec/{after}")
-
-
-STOPPED = "made right, early stop"
-COMPARISONS = [
-    _compared("a context of 50 instead of 25", "made right, half the context", STOPPED),
-    _compared("vectors of 64 instead of 32", "made right, half the width", STOPPED),
-    _compared("two Transformer blocks instead of one", "made right, one block", STOPPED),
-    _compared("5 targets alone", STOPPED, "made right, 5 targets"),
-    _compared("the direct way alone", STOPPED, "made right, direct way"),
-    _compared("averaged weights alone", STOPPED, "made right, averaged weights"),
-    _compared("Transformer blocks instead of a GRU, all else alike", "levers on a GRU", "levers"),
 ]

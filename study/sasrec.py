@@ -376,5 +376,11 @@ COMPARISONS = [
         "SASRec made right, not item kNN with recency", "baselines/item kNN, recency", "made right"
     ),
     _compared("SASRec made right, not EASE with recency", "baselines/EASE, recency", "made right"),
-    *additions.COMPARISONS,
+    _compared("a context of 50 instead of 25", "made right, half the context", STOPPED),
+    _compared("vectors of 64 instead of 32", "made right, half the width", STOPPED),
+    _compared("two Transformer blocks instead of one", "made right, one block", STOPPED),
+    _compared("5 targets alone", STOPPED, "made right, 5 targets"),
+    _compared("the direct way alone", STOPPED, "made right, direct way"),
+    _compared("averaged weights alone", STOPPED, "made right, averaged weights"),
+    _compared("Transformer blocks instead of a GRU, all else alike", "levers on a GRU", "levers"),
 ]
