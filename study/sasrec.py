@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from study import additions, protocol
+from study import additions, losses, protocol
 from study.core import Comparison, Draw, Job, ranked
 from tools import book
 
@@ -329,6 +329,7 @@ JOBS = [
     Job("sasrec", "shuffled ties off", ties_as_they_are, seconds=100.0),
     Job("sasrec", "made right, the watched compete", watched_compete, seconds=100.0),
     *additions.JOBS,
+    *losses.JOBS,
 ]
 
 
@@ -383,4 +384,5 @@ COMPARISONS = [
     _compared("the direct way alone", STOPPED, "made right, direct way"),
     _compared("averaged weights alone", STOPPED, "made right, averaged weights"),
     _compared("Transformer blocks instead of a GRU, all else alike", "levers on a GRU", "levers"),
+    *losses.COMPARISONS,
 ]
