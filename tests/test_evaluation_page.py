@@ -24,7 +24,7 @@ USERS = ["Ann", "Ben", "Cem"]
 
 
 def table(first_cell):
-    """The Markdown table whose header begins with `first_cell`, as a list of rows of cells."""
+    """The Markdown table whose header begins with `first_cell`, as a list of columns of cells."""
     lines = PAGE.splitlines()
     start = next(n for n, line in enumerate(lines) if line.startswith(f"| {first_cell} |"))
     rows = []
@@ -32,7 +32,7 @@ def table(first_cell):
         if not line.startswith("|"):
             break
         rows.append([cell.strip(" *") for cell in line.strip("|").split("|")])
-    return [rows[0], *rows[2:]]
+    return [list(column) for column in zip(rows[0], *rows[2:], strict=True)]
 
 
 def timelines():

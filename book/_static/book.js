@@ -6,7 +6,8 @@
   function makeScrollable() {
     const candidates = document.querySelectorAll(
       ".bd-content pre, .bd-content .cell_output, .bd-content .output, .bd-content .math," +
-        " .bd-content .pst-scrollable-table-container, .bd-content .table-scroll, .bd-sidebar-primary, .bd-toc"
+        " .bd-content .pst-scrollable-table-container, .bd-content .table-scroll, .bd-content .picture-large," +
+        " .bd-sidebar-primary, .bd-toc"
     );
     for (const element of candidates) {
       const scrolls =
@@ -128,8 +129,48 @@
     }
   }
 
+  // A picture that a narrow screen draws much smaller than it was made has a button below it, which
+  // shows it in its own size, to be moved sideways, and whole again.
+  function enlargePictures() {
+    for (const picture of document.querySelectorAll(".bd-article img")) {
+      const box = picture.closest(".picture-large");
+      const shown = (box || picture).clientWidth;
+      const small = shown > 0 && picture.naturalWidth > 1.5 * shown;
+      const button = picture.pictureButton;
+      if (small && !button) addEnlarge(picture);
+      else if (!small && button && shown > 0) {
+        if (box) button.click();
+        button.remove();
+        delete picture.pictureButton;
+      }
+    }
+  }
+
+  function addEnlarge(picture) {
+    const button = document.createElement("button");
+    button.className = "table-more picture-more";
+    button.textContent = "Show the picture larger";
+    const block = picture.closest("p, figure, .cell_output") || picture;
+    block.after(button);
+    picture.pictureButton = button;
+    button.addEventListener("click", function () {
+      const box = picture.closest(".picture-large");
+      if (box) {
+        box.replaceWith(picture);
+      } else {
+        const wide = document.createElement("span");
+        wide.className = "picture-large";
+        picture.replaceWith(wide);
+        wide.append(picture);
+        makeScrollable();
+      }
+      button.textContent = box ? "Show the picture larger" : "Show the whole picture";
+    });
+  }
+
   function fit() {
     foldFormulas();
+    enlargePictures();
     fitTables();
     makeScrollable();
   }

@@ -274,11 +274,35 @@ def test_the_headers_of_a_long_table_stay_while_the_page_goes_on(site: str, page
     assert 0 <= top < 100
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_table_of_results_has_six_columns_at_most(name: str, site: str, page: Page) -> None:
+def test_a_phone_shows_a_diagram_whole_and_on_request_as_large_as_drawn(
+    site: str, page: Page
+) -> None:
+    page.goto(f"{site}notebooks/sasrec.html")
+    picture = page.locator("img[src*='model-sasrec.svg']")
+    button = page.locator("p:has(img[src*='model-sasrec.svg']) + .picture-more")
+    width = "element => element.getBoundingClientRect().width"
+    assert button.count() == 0
+    page.set_viewport_size(PHONE)
+    button.wait_for()
+    assert picture.evaluate(width) < PHONE["width"]
+    button.click()
+    drawn = picture.evaluate("image => image.naturalWidth")
+    assert picture.evaluate(width) == drawn > 1.5 * PHONE["width"]
+    assert page.locator(".picture-large").get_attribute("tabindex") == "0"
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    button.click()
+    assert picture.evaluate(width) < PHONE["width"]
+    button.click()
+    page.set_viewport_size(DESK)
+    button.wait_for(state="detached")
+    assert page.locator(".picture-large").count() == 0
+
+
+@pytest.mark.parametrize("name", [*CHAPTERS, "book/evaluation"])
+def test_a_table_has_six_columns_at_most(name: str, site: str, page: Page) -> None:
     page.goto(f"{site}{name}.html")
     wide = page.eval_on_selector_all(
-        ".cell_output table",
+        ".bd-article table",
         "tables => tables.map(t => [t.rows[0].cells.length, t.textContent.trim().slice(0, 60)])",
     )
     assert [each for each in wide if each[0] > 6] == []
