@@ -82,8 +82,9 @@ SETTINGS = dict(
 settings = run.settings(**SETTINGS)
 
 # %%
-enough = {"min_users": 20, "min_movies": 20, "on_five_stars": True}
-data = run.load_data(settings.data, ("timestamps",), **enough, dense=True)
+enough = {"min_users": 20, "min_movies": 20, "min_likes": 5, "dense": True}
+needs = {"needs": ("timestamps",), **enough}
+data = run.load_data(settings.data, on_five_stars=True, **needs)
 settings.length = run.length(settings.length)
 split = leave_one_out(data)
 print(split)
@@ -329,7 +330,8 @@ for movie in np.argsort(-answer(reader)[0], kind="stable")[:10]:
 # :::{admonition} Correction C6 (and C23): lists with seen movies, padding, and movies that nobody rated
 # The scores cover the whole table. Nothing takes out the movies of the history, which the example
 # acknowledges, and nothing takes out id 0, which is no movie. C23: on 1M the table also has ids that no movie has. Under
-# [protocol P](../book/glossary.md) the first two are excluded; ids without a rating are never a target. (The next cell counts over all users.)
+# [protocol P](../book/glossary.md) the first two are excluded, and ids have no gaps. (The next cell counts over all users, and the
+# movies that the filter of two stars and more leaves without a window.)
 # :::
 
 # %% mystnb={"code_prompt_hide": "Hide the code: seen movies and padding, counted", "code_prompt_show": "Show the code: seen movies and padding, counted"} tags=["hide-input"]
@@ -341,7 +343,7 @@ run.fact("c6_seen_of_ten", seen)
 run.fact("c6_lists_with_padding", padded)
 print(f"of ten recommendations {seen:.1f} were seen, on average")
 print(f"padding is among the ten for {padded:.1%} of the users")
-print(f"{unrated:,} of {data.num_movies:,} ids are in no window")
+print(f"{unrated:,} of {data.num_movies:,} movies are in no window")
 
 # %% [markdown]
 # From here on the exclusion is always on.
@@ -513,7 +515,7 @@ print(f"inputs {inputs.shape}, {real.mean():.0%} of the positions real")
 # :label: gru4rec-ex1
 # A model that knows nothing at all scores $\ln N$ with a softmax over $N$ movies. A model that knows popularity and
 # nothing of the user scores the entropy of popularity, $-\sum_i p(i) \ln p(i)$. Compute both for the training
-# targets. How much of the way from one to the other does popularity alone go?
+# targets. How many nats (natural logarithms) does popularity alone save?
 # :::
 
 # %% [markdown]

@@ -733,7 +733,7 @@ for part, caption in (("", "The random split"), ("folds: ", "Five folds")):
 run.effect()
 
 # %% [markdown]
-# For scale: a factorization machine whose posterior is *sampled* is [measured](../book/benchmarks.md) on both
+# For scale: a factorization machine whose posterior is *sampled* is [measured](https://github.com/rectutor/rectutor/blob/main/benchmarks/tables.md) on both
 # with two ids; with features it has 0.8833 stars on the first fold, 0.8808 with ordered outcomes {cite}`myfm`; graph networks 0.905
 # to 0.910 on the first {cite}`berg2017`. On folds of its own, Surprise's table has 0.934 for SVD, our one
 # member, and 0.919 for SVD++, which knows who rated what {cite}`hug2020`.
@@ -798,8 +798,8 @@ both = {"both": sum(predictions[name] for name in two) / 2}
 run.show_table(scoreboard(both, *truth, width))
 
 # %% [markdown]
-# Models that err in different places help each other, as members do. What counts is how good each is, and how
-# little their errors go together.
+# An average helps where its parts are about as good and err in different places, as members do. Compare the row with that of the ensemble
+# above: the network alone is the worse of the two, and what the average gains hardly makes up for that.
 
 # %% [markdown]
 # :::{solution-end}

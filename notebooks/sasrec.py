@@ -88,11 +88,11 @@ settings = run.settings(**SETTINGS)
 
 # %%
 needs = {"needs": ("timestamps",), "min_users": 20, "min_movies": 20}
-data = run.load_data(settings.data, on_five_stars=True, **needs)
+data = run.load_data(settings.data, on_five_stars=True, min_likes=4, **needs)
 settings.context = run.length(settings.context)
 split = leave_one_out(data)
-unrated = data.num_movies - data.ratings["movie_id"].nunique()
-print(f"{split}\n{unrated} of the movies have no rating")
+last = data.movies["original_movie_id"].max()
+print(f"{split}\nthe file's ids end at {last}; {data.num_movies} are rated")
 
 # %% [markdown]
 # `split` is the book's one way to compare ([evaluation](../book/evaluation.md)): a user's last
@@ -101,8 +101,8 @@ print(f"{split}\n{unrated} of the movies have no rating")
 #
 # (sasrec-c23)=
 # :::{admonition} Corrections C23 and C31, in a line each
-# C23: ids without a rating (counted above; MovieLens 1M has some) take part in the documented
-# recipe as negatives and as candidates. C31: it seeds nothing but the shuffle, and its validation is its
+# C23: on MovieLens 1M the file's ids end at 3,952 and 3,706 movies are rated; the documented recipe
+# takes every id up to the last as a negative and a candidate (here they are renumbered without gaps). C31: it seeds nothing but the shuffle, and its validation is its
 # test; here one seed decides everything, and `split` keeps the two apart.
 # :::
 #

@@ -522,8 +522,8 @@ def train_levers(
 # ## What the study found
 #
 # Each lever is trained to its [early stop](../book/glossary.md) on validation, with several seeds, each over an order of the ties of its own, on
-# MovieLens 100K. Levers are compared at the early stop, without the training on all that is known that follows it in the chapter;
-# *made right* has both, and so has the GRU that takes the place of the blocks in the best combination, with the settings of that. A row says what the second model has that the first has not; the interval resamples
+# MovieLens 100K. Single levers are compared at that stop. The rows on the best combination, on the GRU in the place of its blocks and on
+# baselines compare models that were then trained anew with the validation movie. A row says what the second model has that the first has not; the interval resamples
 # users and seeds, and the verdict holds after [Holm's correction](../book/glossary.md) for all comparisons of the study.
 
 # %% mystnb={"code_prompt_hide": "Hide the code: the table", "code_prompt_show": "Show the code: the table"} tags=["hide-input"]

@@ -652,13 +652,15 @@ print("differ by", np.abs(np.subtract(here(ids), vectors)).max())
 # %% [markdown]
 # ## When not to
 #
-# On the processor all devices share the same cores, so every way but the first only adds work. How much?
+# On the processor all devices share the same cores, so no way has more of them than the first. What does each cost?
 
 # %% mystnb={"code_prompt_hide": "Hide the code: the table", "code_prompt_show": "Show the code: the table"} tags=["hide-input"]
 took = pd.DataFrame(seconds.items(), columns=["way", "seconds a step"])
 run.show_table(took, "One batch, on the same cores")
 
 # %% [markdown]
+# Small shares of a batch may even use the cores better than one program does; a table that is cut, and a second process, cost time.
+#
 # And with GPUs? A second machine halves the computing and adds a sum of gradients, in which each weight travels about twice, in 4 bytes.
 # Computing costs some 6 operations for a weight and a position, with a softmax over all items. So the size of the model drops out, and what
 # decides is how many windows each machine has in a step. We assume a speed that a GPU keeps up, and three links.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -18,6 +20,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     from rectutor import first_minute
 
+    for stream in (sys.stdout, sys.stderr):  # a terminal may know fewer letters than the table
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         first_minute.report(table)
     except ValueError as error:

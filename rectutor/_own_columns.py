@@ -29,13 +29,16 @@ _DATES = {
     "month first": ("%m/%d/%Y", "%m-%d-%Y"),
     "year first": ("%Y/%m/%d", "%Y.%m.%d"),
 }
+#: How tables write what is missing.
+_MISSING = ("NA", "N/A", "NaN", "nan", "NULL", "null", "None", "\\N")
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 
 
 def ids(column: pd.Series[str]) -> tuple[pd.Series, str]:
     """Ids as int64 where all are whole numbers written alike, else as the text that they are.
 
-    So `012` and `12` are two ids. Spaces around an id are no part of it.
+    So `012` and `12` are two ids. Spaces around an id are no part of it. `NA`, `NULL` and the like
+    are missing where all others are whole numbers; among ids of text the words name them.
 
     Args:
         column: `(n,)` text.
@@ -47,9 +50,17 @@ def ids(column: pd.Series[str]) -> tuple[pd.Series, str]:
         ValueError: an id is missing.
     """
     text = column.str.strip()
-    _refuse(column, (text == "").to_numpy(), "is missing; drop or fill these rows")
-    if text.str.fullmatch(r"0|-?[1-9][0-9]{0,17}").all():
+    whole = text.str.fullmatch(r"0|-?[1-9][0-9]{0,17}").to_numpy(bool)
+    named = text.isin(_MISSING).to_numpy(bool)
+    missing = (text == "").to_numpy(bool)
+    if whole.any() and (whole | named | missing).all():
+        missing = missing | named
+    _refuse(column, missing, "is missing; drop or fill these rows")
+    if whole.all():
         return text.astype(np.int64), "whole numbers"
+    if named.any():
+        first = text.iloc[int(named.argmax())]
+        return text, f"text, {first!r} among them: {named.sum():,} rows are read as of such an id"
     return text, "text"
 
 
@@ -123,6 +134,7 @@ def times(column: pd.Series[str]) -> tuple[np.ndarray, str]:
 
 
 def _dates(column: pd.Series[str], text: pd.Series[str]) -> tuple[np.ndarray, str]:
+    text = text.where(text.str.match(r"[+-]?\d"))  # pandas would also read "today"
     found = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
     if not found.isna().all():
         _refuse(column, _off_calendar(found), _no_date("as 2020-01-31"))
@@ -147,7 +159,7 @@ def _dates(column: pd.Series[str], text: pd.Series[str]) -> tuple[np.ndarray, st
         )
     if not readings:
         raise ValueError(
-            f"column {column.name!r}: {text.iloc[0]!r} in row 1 is no time that is known; write "
+            f"column {column.name!r}: {column.iloc[0]!r} in row 1 is no time that is known; write "
             "2020-01-31, 2020-01-31 18:30:00 or seconds since 1970"
         )
     order = min(readings, key=lambda each: int(readings[each].isna().sum()))
@@ -179,5 +191,6 @@ def _refuse(column: pd.Series[str], wrong: npt.NDArray[np.bool_], words: str) ->
         shown = ", ".join(f"{column.iloc[k]!r} in row {k + 1}" for k in rows[:3].tolist())
         more = f" and {len(rows) - 3:,} more" if len(rows) > 3 else ""
         raise ValueError(
-            f"column {column.name!r}: {shown}{more} {words} (row 1 is below the names)"
+            f"column {column.name!r}: {shown}{more} {words} (row 1 is below the names; blank lines "
+            "do not count)"
         )

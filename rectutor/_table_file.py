@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -44,7 +46,12 @@ def read(path: Path) -> tuple[pd.DataFrame, str]:
     text, encoding = _decode(content)
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     separator = max(_SEPARATORS, key=first.count)
-    return _csv(text, separator), f"{words}{_SEPARATORS[separator]}, {encoding}"
+    frame, words = _csv(text, separator), f"{words}{_SEPARATORS[separator]}, {encoding}"
+    if '"' in text:
+        over = frame.apply(lambda column: column.str.contains("\n", regex=False)).any(axis=1)
+        if over.any():
+            words += f", {over.sum():,} rows with a field of several lines, in quotes"
+    return frame, words
 
 
 def _decode(content: bytes) -> tuple[str, str]:
@@ -75,17 +82,15 @@ def _decode(content: bytes) -> tuple[str, str]:
 
 
 def _csv(text: str, separator: str) -> pd.DataFrame:
+    if '"' in text:
+        _check_quotes(text, separator)
+    how: dict[str, Any] = {"sep": separator, "dtype": str, "skipinitialspace": True}
+    how |= {"keep_default_na": False, "index_col": False}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-            frame = pd.read_csv(
-                io.StringIO(text),
-                sep=separator,
-                dtype=str,
-                keep_default_na=False,
-                index_col=False,
-                skipinitialspace=True,
-            )
+            frame = pd.read_csv(io.StringIO(text), **how)
+            names = pd.read_csv(io.StringIO(text), **how, header=None, nrows=1).iloc[0]
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise ValueError(
             f"its lines have not all the same number of fields ({error}); put quotes around "
@@ -93,8 +98,25 @@ def _csv(text: str, separator: str) -> pd.DataFrame:
         ) from None
     except pd.errors.EmptyDataError:
         raise ValueError("it is empty; give a line of names and a line an interaction") from None
-    frame.columns = frame.columns.str.strip()
-    return frame.fillna("")  # fields that a short line lacks
+    # pandas gives a second column of one name another; a name that is empty keeps pandas' own
+    given = names.fillna("").str.strip()
+    frame.columns = given.where(given != "", pd.Series(frame.columns)).tolist()
+    filled: pd.DataFrame = frame.fillna("")  # fields that a short line lacks
+    return filled
+
+
+def _check_quotes(text: str, separator: str) -> None:
+    """Refuse a quote that opens a field and does not end it: what follows would be swallowed."""
+    rows = csv.reader(io.StringIO(text), delimiter=separator, strict=True, skipinitialspace=True)
+    line = 0
+    try:
+        for _ in rows:
+            line = rows.line_num
+    except csv.Error as error:
+        raise ValueError(
+            f"a quote opens a field in or after line {line + 1} and does not end it ({error}, line "
+            f"{rows.line_num}); write a quote inside a field twice, in quotes, or drop it"
+        ) from None
 
 
 def _parquet(content: bytes) -> pd.DataFrame:
@@ -104,6 +126,9 @@ def _parquet(content: bytes) -> pd.DataFrame:
         raise ValueError("Parquet needs pyarrow: pip install pyarrow, or save it as CSV") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"it is a damaged Parquet file ({error}); write it anew") from None
+    twice = [name for name in frame.index.names if name in frame.columns]
+    if twice:
+        raise ValueError(f"its index and a column are both called {twice[0]!r}; rename one")
     frame = frame.reset_index(drop=isinstance(frame.index, pd.RangeIndex))
     return pd.DataFrame({str(name): _as_text(frame[name]) for name in frame.columns})
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
+import json
 import logging
 import os
 import re
@@ -186,6 +188,7 @@ class Run:
         needs: tuple[str, ...] = (),
         min_users: int = 1,
         min_movies: int = 1,
+        min_likes: int = 0,
         on_five_stars: bool = False,
         dense: bool = False,
     ) -> Dataset:
@@ -199,6 +202,7 @@ class Run:
             needs: what the chapter cannot do without: `"ratings"`, `"timestamps"`.
             min_users: fewest users the chapter makes sense with.
             min_movies: fewest movies the chapter makes sense with.
+            min_likes: fewest interactions, of two stars and more, that one user must have.
             on_five_stars: stretch ratings of any other scale onto 1 to 5, for a chapter that
                 only asks which have two stars and more; see `own_table.on_five_stars`.
             dense: whether the chapter needs a dense item-item matrix, beyond its baselines.
@@ -224,9 +228,12 @@ class Run:
             f"{loaded.num_users:,} users, {loaded.num_movies:,} movies"
         )
         if own:
+            self._say_what_it_replaces(loaded)
             self._say_what_it_does_with(loaded)
             self._say_how_long(loaded)
         loaded.require(*needs, min_users=min_users, min_movies=min_movies)
+        if min_likes:
+            first_minute.check_history(loaded, min_likes)
         if dense:
             first_minute.check_matrix_fits(loaded.num_movies)
         if on_five_stars:
@@ -256,6 +263,17 @@ class Run:
                 f"{covers:.0f}"
             )
         return found
+
+    def _say_what_it_replaces(self, own: Dataset) -> None:
+        """Where the results of a table of the same name are, of another one."""
+        path = results.folder() / f"{self.name}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            before = json.loads(path.read_text("utf-8"))["data"]["num_ratings"]
+            if before != len(own.ratings):
+                print(
+                    f"this run replaces {results.relative(path)}, of a table of the same name with "
+                    f"{before:,} interactions; RECTUTOR_RESULTS=FOLDER keeps it"
+                )
 
     def _say_what_it_does_with(self, own: Dataset) -> None:
         """What is missing in a table of one's own, or there twice, and what becomes of it."""
@@ -477,10 +495,10 @@ def _most_epochs() -> int | None:
     text = os.environ.get("RECTUTOR_EPOCHS", "").strip()
     if not text:
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= checks.MAX_ID:
+    if not text.isdecimal() or len(text) > 20 or not 1 <= int(text) <= checks.MAX_ID:
         raise ValueError(
-            f"RECTUTOR_EPOCHS is {text!r}; set it to the most epochs that a training may have, "
-            "1 or more, or unset it"
+            f"RECTUTOR_EPOCHS is {text[:40]!r}; set it to the most epochs that a training may "
+            "have, 1 or more, or unset it"
         )
     if not os.environ.get("RECTUTOR_DATA"):
         raise ValueError(
@@ -494,9 +512,9 @@ def _most_epochs() -> int | None:
 def _seed() -> int:
     # the highest one leaves room: chapters also use the seeds that follow
     text = os.environ.get("RECTUTOR_SEED") or "42"
-    if not text.isdecimal() or int(text) > checks.MAX_ID:
+    if not text.isdecimal() or len(text) > 20 or int(text) > checks.MAX_ID:
         raise ValueError(
-            f"RECTUTOR_SEED is {text!r}; set it to an integer from 0 to {checks.MAX_ID}"
+            f"RECTUTOR_SEED is {text[:40]!r}; set it to an integer from 0 to {checks.MAX_ID}"
         )
     return int(text)
 

@@ -12,7 +12,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,14 +24,16 @@ from rectutor.splits import Split, leave_one_out
 if TYPE_CHECKING:
     from rectutor.data import Dataset
 
-#: What each chapter needs: ratings, timestamps; users and movies at least.
-NEEDS: dict[str, tuple[tuple[str, ...], int, int]] = {
-    "sasrec": (("timestamps",), 20, 20),
-    "gru4rec": (("timestamps",), 20, 20),
-    "retrieval": (("ratings", "timestamps"), 10, 40),
-    "multi_task": (("ratings",), 20, 20),
-    "ranking": (("ratings",), 2, 2),
+#: What each chapter needs: ratings, timestamps; users, movies, and of one user likes, at least.
+NEEDS: dict[str, tuple[tuple[str, ...], int, int, int]] = {
+    "sasrec": (("timestamps",), 20, 20, 4),
+    "gru4rec": (("timestamps",), 20, 20, 5),
+    "retrieval": (("ratings", "timestamps"), 10, 40, 1),
+    "multi_task": (("ratings",), 20, 20, 1),
+    "ranking": (("ratings",), 2, 2, 1),
 }
+#: Chapters that need an item-item matrix.
+DENSE = ("gru4rec",)
 
 #: What tables call the baseline that counts what each user has had.
 OWN_HISTORY = "own history, counted"
@@ -68,13 +70,14 @@ def report(file: str) -> Comparison | None:
         print("there are no times; the order of the rows stands for them")
     print(f"\n{len(split.test):,} users' last items, among all {data.num_movies:,} (one test, no")
     print("setting tried), with 95 % intervals over users")
-    print(f"{'':22}{'HR@10':22}{'NDCG@10':22}seconds")
+    k = min(10, data.num_movies)
+    print(f"{'':22}{f'HR@{k}':22}{f'NDCG@{k}':22}seconds")
     results, (recommenders, left_out) = {}, _candidates(split)
     if not exclude_seen:
         recommenders[OWN_HISTORY] = lambda: repeats.own_history(split.num_movies)
     for name, made in recommenders.items():
         start = time.perf_counter()
-        found = evaluate(made(), split, exclude_seen=exclude_seen, name=name)
+        found = evaluate(made(), split, k=k, exclude_seen=exclude_seen, name=name)
         took = time.perf_counter() - start
         results[name] = found
         hit_rate, ndcg = str(found.metrics["hit_rate"]), str(found.metrics["ndcg"])
@@ -85,6 +88,8 @@ def report(file: str) -> Comparison | None:
     for line in advice(data, split, fits=not left_out, exclude_seen=exclude_seen):
         print(line)
     switch = "" if exclude_seen else "RECTUTOR_EXCLUDE_SEEN=no "
+    if wanted := os.environ.get("RECTUTOR_COLUMNS"):
+        switch += f"RECTUTOR_COLUMNS={shlex.quote(wanted)} "
     shown = shlex.quote(file)
     print(f"run a chapter with {switch}RECTUTOR_DATA={shown} python notebooks/NAME.py")
     return compare(results)
@@ -141,16 +146,15 @@ def advice(data: Dataset, split: Split, *, fits: bool, exclude_seen: bool) -> li
     if data.has_timestamps and fits:
         plain = ItemKNN().fit(split)
         asked = {"plain": plain, "recency": _fading(plain)}
+        k = min(10, data.num_movies)
+        how: dict[str, Any] = {"on": "validation", "k": k, "exclude_seen": exclude_seen}
         found = compare(
-            {
-                name: evaluate(each, split, on="validation", exclude_seen=exclude_seen, name=name)
-                for name, each in asked.items()
-            }
+            {name: evaluate(each, split, **how, name=name) for name, each in asked.items()}
         ).better("recency", "plain")
         matters = found.low > 0
         verdict = "order matters" if matters else "order is not seen to matter"
         lines.append(
-            f"{verdict}: on validation kNN's NDCG@10 changes by {found.value:+.3f} "
+            f"{verdict}: on validation kNN's NDCG@{k} changes by {found.value:+.3f} "
             f"[{found.low:+.3f}, {found.high:+.3f}]\n    when the latest items weigh most"
         )
     possible = [name for name in NEEDS if not _lacking(data, name)]
@@ -179,13 +183,37 @@ def check_matrix_fits(num_movies: int) -> None:
         )
 
 
+def check_history(data: Dataset, least: int) -> None:
+    """Refuse data in which no history is long enough for a window.
+
+    Raises:
+        ValueError: no user has so many interactions of two stars and more.
+    """
+    if most_likes(data) < least:
+        raise ValueError(
+            f"the chapter needs a user with {least} interactions of two stars and more, and the "
+            f"longest such history has {most_likes(data)}; give longer histories, or run the "
+            "chapter on ranking or retrieval"
+        )
+
+
+def most_likes(data: Dataset) -> int:
+    """How many interactions, of two stars and more of five, the user has who has most."""
+    ratings = own_table.on_five_stars(data).ratings
+    return int(np.bincount(ratings["user_id"][ratings["rating"] >= 2], minlength=1).max())
+
+
 def _lacking(data: Dataset, name: str) -> str:
     """Why a chapter cannot use the data; empty where it can."""
-    needs, users, movies = NEEDS[name]
+    needs, users, movies, likes = NEEDS[name]
     has = {"ratings": data.has_ratings, "timestamps": data.has_timestamps}
     lacking = [each for each in needs if not has[each]]
     if data.num_users < users or data.num_movies < movies:
         lacking.append(f"{users} users and {movies} items")
+    if most_likes(data) < likes:
+        lacking.append(f"a user with {likes} interactions of two stars and more")
+    if name in DENSE and _too_large(data.num_movies):
+        lacking.append("an item-item matrix, which does not fit")
     return f"needs {' and '.join(lacking)}" if lacking else ""
 
 

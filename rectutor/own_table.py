@@ -54,13 +54,19 @@ def read(file: str) -> Dataset:
         ValueError: there is no such file, it is no table, a column is missing, or a value cannot
             be what its column holds; the message names the file, and the rows.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
+    try:
+        path = Path(file).expanduser()
+        is_file = path.is_file()
+    except (OSError, RuntimeError):  # no such home, or no path at all
+        is_file = False
+    if not is_file:
         raise ValueError(
             f"RECTUTOR_DATA: {file!r} is no file; give the path of a CSV or Parquet table"
         )
     try:
         return _read(path)
+    except OSError as error:
+        raise ValueError(f"{path.name}: it cannot be read ({error.strerror}); mend that") from None
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
 
@@ -146,7 +152,10 @@ def _wanted(names: list[str], wanted: str) -> dict[str, str]:
             )
         if name and (name not in names or name in chosen.values()):
             why = "twice" if name in names else f"and the columns are {names}"
-            raise ValueError(f"{place} names {name!r} {why}; name one column for each role")
+            raise ValueError(
+                f"{place} names {name!r} {why}; name one column for each role (rename a column "
+                "that has a comma in its name)"
+            )
         chosen[role] = name
     return chosen
 
@@ -154,6 +163,27 @@ def _wanted(names: list[str], wanted: str) -> dict[str, str]:
 def _plain(name: str) -> str:
     """`User_ID` and `user_id:token` as `userid`."""
     return re.sub(r"[\W_]", "", name.partition(":")[0]).casefold()
+
+
+def _times(table: pd.DataFrame, role: dict[str, str]) -> tuple[np.ndarray, str]:
+    """The seconds of the column taken for the time, and what they are; refused where in doubt."""
+    known, taken = NAMES["timestamp"].split(), role["timestamp"]
+    others = [name for name in map(str, table) if _plain(name) in known]
+    others = [name for name in others if name not in role.values()]
+    if not others or "timestamp" in _wanted(
+        list(table.columns), os.environ.get("RECTUTOR_COLUMNS", "")
+    ):
+        return _own_columns.times(table[taken])
+    either = f'say which is the time, such as RECTUTOR_COLUMNS="timestamp={others[0]}"'
+    try:
+        found = _own_columns.times(table[taken])
+    except ValueError as error:
+        raise ValueError(f"{error}; or {either}") from None
+    if found[1] == "a counter, not a date":
+        raise ValueError(
+            f"{taken!r} holds no dates, and {others} may be the time as well; {either}"
+        )
+    return found
 
 
 def _read(path: Path) -> Dataset:
@@ -179,7 +209,7 @@ def _read(path: Path) -> Dataset:
             frame["rating"] = stars
         said.append(f"rating from {role['rating']!r} ({words})")
     if "timestamp" in role:
-        seconds, words = _own_columns.times(table[role["timestamp"]])
+        seconds, words = _times(table, role)
         frame["timestamp"] = np.floor(seconds).astype(np.int64)
         if words != "a counter, not a date":
             days = pd.to_datetime([seconds.min(), seconds.max()], unit="s").strftime("%Y-%m-%d")

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,14 +84,14 @@ def of_table(found: Path) -> Path:
 
 
 def own_name(file: str) -> str:
-    """What a table of one's own is called: the file's name up to its first dot.
+    """What a table of one's own is called: the file's name without its endings.
 
     Example:
-        >>> own_name("somewhere/loans.csv.gz")
-        'loans'
+        >>> own_name("somewhere/loans.2024.csv.gz")
+        'loans.2024'
     """
     name = Path(file).name
-    return name.split(".")[0] or name
+    return re.sub(r"(?<=.)(\.(csv|tsv|txt|dat|data|parquet|pq|gz))+$", "", name, flags=re.I)
 
 
 def relative(path: Path) -> Path:

@@ -83,6 +83,35 @@ def test_too_many_items_leave_the_matrices_out_in_words(table, monkeypatch, caps
     assert "left out" in first_minute.affordable_baselines(split)[1]
 
 
+def test_a_catalogue_below_ten_is_ranked_whole(tmp_path, capsys):
+    rows = [f"u{user},i{item}" for user in range(5) for item in range(6)]
+    (tmp_path / "few.csv").write_text("user,item\n" + "\n".join(rows) + "\n")
+    first_minute.report(str(tmp_path / "few.csv"))
+    assert "HR@6" in capsys.readouterr().out
+
+
+def test_short_histories_and_matrices_are_asked_for_before_a_chapter_is_named(monkeypatch):
+    rows = [(user, 3 * user + k, 5, k) for user in range(1, 31) for k in range(3)]
+    frame = pd.DataFrame(rows, columns=["user", "item", "rating", "timestamp"])
+    names = {name: name for name in frame}
+    short = data.from_dataframe(frame, **names)
+    assert first_minute._lacking(short, "gru4rec").endswith(
+        "a user with 5 interactions of two stars and more"
+    )
+    assert first_minute._lacking(short, "sasrec")
+    assert not first_minute._lacking(short, "ranking")
+    with pytest.raises(ValueError, match=r"a user with 5 .* the longest such history has 3; give"):
+        first_minute.check_history(short, 5)
+    monkeypatch.setattr(first_minute, "_too_large", lambda num_movies: "18 GB")
+    assert "an item-item matrix, which does not fit" in first_minute._lacking(short, "gru4rec")
+
+
+def test_the_command_to_run_keeps_the_columns(table, monkeypatch, capsys):
+    monkeypatch.setenv("RECTUTOR_COLUMNS", "user=user,item=item")
+    first_minute.report(table())
+    assert "RECTUTOR_COLUMNS=user=user,item=item RECTUTOR_DATA=" in capsys.readouterr().out
+
+
 def test_a_table_too_thin_to_ask_says_so(table, capsys):
     assert first_minute.report(table(lambda frame: frame.drop_duplicates("user"))) is None
     assert "no user has three interactions" in capsys.readouterr().out
@@ -99,8 +128,9 @@ def test_the_command_prints_the_report_or_one_line_of_what_is_wrong(table, tmp_p
 
 @pytest.mark.parametrize("name", first_minute.NEEDS)
 def test_the_needs_are_those_of_the_chapters(name):
-    needs, users, movies = first_minute.NEEDS[name]
+    needs, users, movies, likes = first_minute.NEEDS[name]
     text = (ROOT / "notebooks" / f"{name}.py").read_text("utf-8")
-    for least, value in (("min_users", users), ("min_movies", movies)):
-        assert re.search(rf'{least}"?[=:] ?{value}\b', text)
+    for least, value in (("min_users", users), ("min_movies", movies), ("min_likes", likes)):
+        assert re.search(rf'{least}"?[=:] ?{value}\b', text) or value == 1
+    assert (name in first_minute.DENSE) == bool(re.search(r'dense"?[=:] ?True', text))
     assert re.search(r"(needs|data)\W+(needs\W+)?" + r"\W+".join(needs) + r'"', text)

@@ -6,7 +6,7 @@ import zipfile
 import pandas as pd
 import pytest
 
-from rectutor import data, own_table
+from rectutor import data, own_table, results
 
 TABLE = (
     "user,item,rating,timestamp,title,shelf\n"
@@ -252,6 +252,16 @@ def test_what_cannot_be_is_refused_with_its_row(read, name, values, message):
         ("196\t242\t3\n", r"the user or the item; .*first line of the file must be names"),
         ("userId,user_id,item\n1,2,3\n", r"\['userId', 'user_id'\] may all be the user; say which"),
         ("user ,user,item\n1,2,3\n", "have one name; rename one"),
+        ("user,item,item\n1,2,3\n", "have one name; rename one"),
+        ('user,item,title\nann,tea,"Loved it\nbob,tea,a 12" one\n', "quote opens .* line 2 "),
+        ('user,item,title\nann,tea,mild\nbob,tea,"Loved it\ncid,tea,no\n', "after line 3 and"),
+        ("user,item\n1,tea\nNA,milk\n", "column 'user': 'NA' in row 2 is missing"),
+        ("user,item,date\nann,tea,today\n", "'today' in row 1 is no time"),
+        (
+            "user,item,date,time\nann,tea,2020-01-31,930\n",
+            r"'time' holds no dates, and \['date'\] may be the time as well; .*timestamp=date",
+        ),
+        ("user,item,date,time\nann,tea,2020-01-31,18:30\n", "or say which .*timestamp=date"),
         ("user,item\n", "it has names and no rows"),
         ("", "it is empty; give a line of names"),
         ("user,item\nann,tea\nbob,tea,milk\n", "same number of fields"),
@@ -268,6 +278,48 @@ def test_what_cannot_be_is_refused_with_its_row(read, name, values, message):
 def test_a_file_that_is_no_table_says_why(read, content, message):
     with pytest.raises(ValueError, match=rf"^mine\.csv: .*{message}"):
         read(content)
+
+
+def test_a_field_of_several_lines_is_said(read, capsys):
+    made = read('user,item,title\nann,tea,"Green\ntea"\nbob,tea,"A ""fine"" tea"\n')
+    assert len(made.ratings) == 2
+    assert "1 rows with a field of several lines, in quotes" in capsys.readouterr().out
+
+
+def test_a_word_for_what_is_missing_is_said_where_it_may_be_an_id(read, capsys):
+    assert read("user,item\nann,tea\nNULL,tea\n").num_users == 2
+    assert "text, 'NULL' among them: 1 rows are read as of such an id" in capsys.readouterr().out
+
+
+def test_the_reader_says_which_column_is_the_time(read, monkeypatch):
+    monkeypatch.setenv("RECTUTOR_COLUMNS", "timestamp=date")
+    made = read("user,item,date,time\nann,tea,2020-01-31,930\nann,jam,2020-02-01,815\n")
+    assert made.ratings["timestamp"].diff().iloc[1] == 86_400
+
+
+def test_a_column_that_is_empty_by_name_stays(read):
+    assert len(read("user,item,,\nann,tea,,\n").ratings) == 1
+
+
+@pytest.mark.parametrize("name", ["sales.2023.csv", "sales.2023.CSV.gz", "sales.2023.parquet"])
+def test_a_table_is_called_by_its_name_without_its_endings(name):
+    assert results.own_name(f"x/{name}") == "sales.2023"
+
+
+def test_a_file_that_may_not_be_read_says_so(read, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(ValueError, match=r"mine\.csv: it cannot be read \(Permission denied\)"):
+        read(TABLE)
+
+
+def test_an_index_that_is_called_as_a_column_is_refused(tmp_path):
+    frame = pd.DataFrame({"user": [1], "item": [2]}, index=pd.Index([7], name="user"))
+    frame.to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(ValueError, match=r"its index and a column are both called 'user'; rename"):
+        own_table.read(str(tmp_path / "mine.parquet"))
 
 
 def test_no_file_is_said_and_home_may_be_a_tilde(tmp_path, monkeypatch):
