@@ -113,7 +113,7 @@ run.show(fig, "shares")
 # %% [markdown]
 # *Joint* learns watches and ratings at once, *pretrained* the watches first; *visible* is told that the test pairs were
 # watched, *hidden* is not. Where a band on the right (95 %, over users and runs, paired) lies wholly below the line, a model that knows the watches is ahead of a
-# specialist with the same ratings, by itself; which of them stand among all comparisons of the study, the verdicts below say.
+# specialist with the same ratings; the verdicts below say what stands among all comparisons.
 #
 # ## One split
 #
@@ -390,7 +390,7 @@ print("the retrieval task pulls {:.4f}, the rating task {:.4f}".format(*pulls))
 run.effect("C4")
 
 # %% [markdown]
-# At "equal" weights retrieval shapes the tables almost alone. In the study's lines the sum becomes a mean and nothing else differs.
+# At "equal" weights retrieval shapes the tables almost alone.
 #
 # :::{exercise} ★ What weight would make the documented tasks equal?
 # :label: multi-task-ex1
@@ -611,7 +611,7 @@ print(*(f"study, {key}: {each.value:+.3f}" for key, each in told if "cosine" in 
 # The specialist needs ratings for what the watches tell the joint model for nothing: which
 # movies go together, who watches what, what is popular. At 100 % both have the same pairs: what
 # is left of a lead there is due to the question *who watches what*, which a squared error over rated pairs never asks. A
-# pretrained model can be kept when the ratings change every day, but with 1 and 2 % of the ratings it is worse than the specialist. For *unwatched* movies take the hidden line.
+# pretrained model can be kept when the ratings change every day, but at 1 and 2 % it is worse than the specialist. For *unwatched* movies take the hidden line.
 #
 # Of 13 settings for the joint model, tried on the validation part of one split at 5 % and at all of the ratings, every share
 # uses the best, and so does, untuned, the pretrained one. The specialist is the [ranking](ranking.ipynb) chapter's ensemble (more members than ours), its decay chosen of 3 for each group of shares.

@@ -798,8 +798,8 @@ both = {"both": sum(predictions[name] for name in two) / 2}
 run.show_table(scoreboard(both, *truth, width))
 
 # %% [markdown]
-# An average helps where its parts are about as good and err in different places, as members do. Compare the row with that of the ensemble
-# above: the network alone is the worse of the two, and what the average gains hardly makes up for that.
+# An average helps where its parts are about as good and err in different places. The network is the worse
+# part: compare with the ensemble's row above.
 
 # %% [markdown]
 # :::{solution-end}

@@ -101,8 +101,8 @@ print(f"{split}\nthe file's ids end at {last}; {data.num_movies} are rated")
 #
 # (sasrec-c23)=
 # :::{admonition} Corrections C23 and C31, in a line each
-# C23: on MovieLens 1M the file's ids end at 3,952 and 3,706 movies are rated; the documented recipe
-# takes every id up to the last as a negative and a candidate (here they are renumbered without gaps). C31: it seeds nothing but the shuffle, and its validation is its
+# C23: on MovieLens 1M ids end at 3,952 and 3,706 movies are rated; the documented recipe
+# takes all ids as negatives and candidates (here ids have no gaps). C31: it seeds nothing but the shuffle, and its validation is its
 # test; here one seed decides everything, and `split` keeps the two apart.
 # :::
 #

@@ -505,8 +505,8 @@ run.show_table(pd.DataFrame(rows).T, "Recall of the first stage on test")
 # **Guess first.** With a catalogue of this size, will any be faster than exact search? And with one ten times as large?
 #
 # :::{dropdown} Answer
-# Clusters may be, by some hundredths of a millisecond; whether a whole request notices, the loss budget below says. On larger
-# tables approximate search pulls away ([benchmarks](../book/benchmarks.md)).
+# Clusters may be, by hundredths of a millisecond, which a request hardly notices. On larger
+# tables they pull away ([benchmarks](../book/benchmarks.md)).
 # :::
 
 
@@ -573,8 +573,8 @@ assert apart < 1e-4
 # %% [markdown]
 # ### What each step costs
 #
-# The reference is the whole in Keras, with exact search. Each row changes one thing; the last has what goes together: items (searched as
-# SQ8, in place of the index above) and models in int8, and fewer candidates. All answer for the same users, so the differences are paired. **Guess first:** which step costs most?
+# The reference is the whole in Keras, with exact search. Each row changes one thing; the last has what goes together: items
+# (SQ8) and models in int8, and fewer candidates. All answer for the same users, so the differences are paired. **Guess first:** which step costs most?
 
 
 # %%
@@ -617,7 +617,7 @@ run.show_table(table, "The loss budget, on test")
 
 # %% [markdown]
 # A row whose interval holds 0 costs nothing that these users could show. The last column is what a user takes: the exported loop
-# computes the same as the operator, only longer. The search is a small part of it, so an index need not pay at this size. What was chosen stays as it was: the table
+# computes the same as the operator, only longer. What was chosen stays as it was: the table
 # reports, and the number of candidates came from validation.
 #
 # ## The service
