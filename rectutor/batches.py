@@ -91,9 +91,11 @@ def _drawn_each_epoch() -> Any:
     class DrawnEachEpoch(keras.utils.PyDataset):  # type: ignore[misc]
         """Training data that is drawn anew for each epoch, shuffled, in batches all of one size.
 
-        A `keras.utils.PyDataset`. Epoch `e` has the rows of `draw(e)`, in an order that NumPy
-        draws from `(seed, e)`. What is left over after the last whole batch waits for another
-        epoch's order.
+        A `keras.utils.PyDataset`. Which rows are together, NumPy draws from `(seed, e)` for the
+        rows of `draw(e)`; `fit` takes the batches in an order of its own unless told
+        `shuffle=False`. What is left over after the last whole batch waits for another epoch's
+        order. On a model that is not built yet `fit` reads a batch of `draw(0)` to build it, and
+        trains on `draw(1)` first.
 
         Args:
             draw: gives `(inputs, targets)` of an epoch, the first of which is number 0: an array

@@ -25,6 +25,9 @@ class Bucketed(keras.utils.PyDataset):  # type: ignore[misc]
     batch. Rows are sorted by their width, and the batches come in an order that NumPy draws from
     `(seed, epoch)`. A loss that is a mean over real positions is, for a batch, the same as with all
     its padding. A model is compiled once for each width that occurs; they are few (`widths_of`).
+    As with `DrawnEachEpoch`, `fit` shuffles the batches itself unless told `shuffle=False`. It is
+    for JAX and PyTorch: on TensorFlow Keras compiles one program for windows of unknown length,
+    which a model that needs the length cannot have.
 
     Args:
         draw: gives `(inputs, targets)` of an epoch, the first of which is number 0: `(n, L)`
@@ -34,7 +37,8 @@ class Bucketed(keras.utils.PyDataset):  # type: ignore[misc]
 
     Raises:
         TypeError: `batch_size` or `seed` is no integer.
-        ValueError: `batch_size` or `seed` is out of range, or `draw(0)` has no rows.
+        ValueError: `batch_size` or `seed` is out of range, or `draw(0)` has no rows; or, when an
+            epoch begins, the backend is TensorFlow.
 
     Example:
         >>> windows = np.array([[0, 0, 0, 0, 0, 0, 1, 2], [1, 2, 3, 4, 5, 6, 7, 8]])
@@ -52,6 +56,14 @@ class Bucketed(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    def on_epoch_begin(self) -> None:
+        """Refuse a backend that would fail with less clear words."""
+        if keras.backend.backend() == "tensorflow":
+            raise ValueError(
+                "Bucketed gives batches of several widths, which Keras does not compile apart on "
+                "TensorFlow; set KERAS_BACKEND to jax or torch, or use DrawnEachEpoch"
+            )
 
     def on_epoch_end(self) -> None:
         """Draw the next epoch's rows, and which of them are together."""

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from rectutor.data import Dataset
     from rectutor.evaluation import Evaluation, Recommender
     from rectutor.splits import Split
+    from rectutor.study import Effect
     from rectutor.training import BestByNDCG
 
+#: What tables of the study are called, also beside a table of one's own.
+STUDY = "The study, of MovieLens 100K"
 #: The order of the values in `Run.settings`.
 PROFILES = ("quick", "full", "smoke")
 
@@ -401,28 +404,36 @@ class Run:
         self._facts[key] = results.fact(key, plain)
 
     def effect(self, *corrections: str) -> None:
-        """Print what the study found of some corrections of this chapter, a line a comparison.
+        """Show what the study found of some corrections of this chapter, a row a comparison.
 
         Args:
             corrections: such as `"C12"`; none for every comparison of the chapter.
         """
         from rectutor import study
 
+        found = []
         for correction in corrections or ("",):
-            found = study.read().of(self.name, correction)
-            for effect in found:
-                print(effect)
-            if not found:
+            effects = study.read().of(self.name, correction)
+            found += effects
+            if not effects:
                 print(f"the study has no comparison of {correction or self.name}")
+        self.show_effects(found)
+
+    def show_effects(self, effects: Iterable[Effect], caption: str = STUDY) -> None:
+        """Show comparisons of the study, a table a metric."""
+        from rectutor import study
+
+        for table in study.compared(effects).values():
+            self.show_table(table, caption)
 
     def documented(self) -> None:
-        """Print the figures that the documentation has, and where the study's runs lie."""
+        """Show the figures that the documentation has, and where the study's runs lie."""
         from rectutor import study
 
         found = [each for each in study.read().documented if each.arm.startswith(f"{self.name}/")]
-        for each in found:
-            print(each)
-        if not found:
+        if found:
+            self.show_table(study.placed(found), "Documented figures beside the study's")
+        else:
             print(f"the study has no documented figure of {self.name}")
 
     def show_study(
@@ -450,7 +461,7 @@ class Run:
                 study.METRICS[metric]: [f"{value:.3f}" for value in own.values()],
             }
             self.show_table(pd.DataFrame(found), "This run, on the table of yours")
-            own, caption = None, caption or "The study, of MovieLens 100K"
+            own, caption = None, caption or STUDY
         self.show_table(study.read().table(dict(arms), metric, own), caption)
 
     def _departures(self) -> dict[str, int | str]:

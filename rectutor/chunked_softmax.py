@@ -2,7 +2,7 @@
 
 The scores of 10,000 positions over 100,000 items are 4 GB, and training keeps them for the backward
 pass. Here they are made for a part of the catalogue at a time, and made again when the gradient
-is asked for: one more matrix product, for memory that does not grow with the catalogue.
+is asked for: one more matrix product, for scores that do not grow with the catalogue.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from rectutor import checks
+from rectutor import PADDING_ID, checks
 
 __all__ = ["chunked_log_z", "chunked_softmax_loss"]
 
@@ -53,13 +53,15 @@ def chunked_log_z(states: Any, table: Any, chunk: int = 4096) -> Any:
 
 
 def chunked_softmax_loss(states: Any, table: Any, targets: Any, chunk: int = 4096) -> Any:
-    """Cross-entropy of the next item over the catalogue, each position the same weight.
+    """Cross-entropy of the next item over the catalogue, a mean over the real positions.
 
     Args:
-        states: `(N, d)`, of real positions.
+        states: `(N, d)`, such as the windows of a batch, `(B, L, d)`, flattened.
         table: `(V + 1, d)` vectors of the items; row 0 is no item.
-        targets: `(N,)` the item after each position.
+        targets: `(N,)` the item after each position, 0 where there is none.
         chunk: how many items' scores are held at once.
     """
     own = ops.sum(states * ops.take(table, targets, axis=0), axis=-1)  # (N,)
-    return ops.mean(chunked_log_z(states, table[1:], chunk) - own)
+    real = ops.cast(ops.not_equal(targets, PADDING_ID), own.dtype)  # (N,)
+    loss = ops.sum((chunked_log_z(states, table[1:], chunk) - own) * real)
+    return loss / ops.maximum(ops.sum(real), 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from rectutor import results
 from rectutor.environment import in_notebook
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 
@@ -55,9 +57,11 @@ def show_table(table: Any, caption: str | None = None, number: int = 0) -> None:
         table = table.to_frame()
     is_frame = isinstance(table, pd.DataFrame)
     has_index = is_frame and not isinstance(table.index, pd.RangeIndex)
+    if is_frame and len(table):
+        table = table.apply(_readable)
     if is_frame and in_notebook():
         table = table.rename_axis(index=_escaped, columns=_escaped)
-        style = table.style.format(precision=4, na_rep="", escape="html")
+        style = table.style.format(na_rep="", escape="html")
         style = style.format_index(escape="html").format_index(escape="html", axis="columns")
         style = style.set_uuid(f"table-{number}")
         table = style.set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
@@ -72,9 +76,24 @@ def show_table(table: Any, caption: str | None = None, number: int = 0) -> None:
 
         display(table)  # type: ignore[no-untyped-call]
     elif is_frame:
-        print(table.to_string(index=has_index, float_format="{:.4f}".format, na_rep=""))
+        print(table.to_string(index=has_index, na_rep=""))
     else:
         print(table)
+
+
+def _readable(column: pd.Series) -> pd.Series:
+    """Numbers as text: whole ones as such, others with four digits of the largest one."""
+    import numpy as np
+
+    if column.dtype.kind not in "if":
+        return column
+    finite = column[np.isfinite(column)]
+    largest = float(finite.abs().max()) if len(finite) else 0.0
+    if (finite % 1 == 0).all():
+        form = "{:,.0f}" if largest >= 10_000 else "{:.0f}"  # years have no comma
+    else:
+        form = f"{{:.{min(max(3 - math.floor(math.log10(largest)), 0), 4)}f}}"
+    return column.map(form.format, na_action="ignore").astype(object)
 
 
 def intervals(

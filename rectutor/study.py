@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,20 +143,20 @@ class Documented:
 
     @property
     def is_within(self) -> bool:
-        """Whether one of the documented values lies between the lowest and the highest run."""
-        return any(self.runs.lowest <= value <= self.runs.highest for value in self.values)
+        """Whether one of the values, as printed, is from the lowest to the highest run's."""
+        ends = self.runs.lowest, self.runs.highest
+        digits = {value: len(str(value).partition(".")[2]) for value in self.values}
+        low, high = ({v: round(end, digits[v]) for v in self.values} for end in ends)
+        return any(low[value] <= value <= high[value] for value in self.values)
 
-    def __str__(self) -> str:
-        printed = " or ".join(f"{value:.4f}" for value in self.values)
-        low, high = self.runs.lowest, self.runs.highest
-        verdict = "within the runs"
-        if not self.is_within:
-            off = min(min(abs(value - low), abs(value - high)) for value in self.values)
-            verdict = f"not reproduced, {off:.4f} away from the nearest run"
-        return (
-            f"documented {self.what} {printed}; study, {self.arm.partition('/')[2]}: mean "
-            f"{self.runs.value:.4f}, {low:.4f} to {high:.4f}: {verdict}"
-        )
+    @property
+    def verdict(self) -> str:
+        """Whether the documented value is among the runs, and if not how far from the nearest."""
+        if self.is_within:
+            return "within the runs"
+        ends = self.runs.lowest, self.runs.highest
+        off = min(abs(value - end) for value in self.values for end in ends)
+        return f"not reproduced, {off:.4f} from the nearest run"
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,52 @@ class Study:
                 row["this run"] = f"{own[label]:.{digits}f}" if label in own else ""
             rows.append(row)
         return pd.DataFrame(rows)
+
+
+def compared(effects: Iterable[Effect]) -> dict[str, pd.DataFrame]:
+    """Comparisons as tables.
+
+    Args:
+        effects: such as `read().of("sasrec")`.
+
+    Returns:
+        What a metric is called to a table of its comparisons, one row each: what the second model
+        has that the first has not, the figures of both, the effect with its interval, the runs
+        and the verdict.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for each in effects:
+        digits, name = _DECIMALS[each.metric], METRICS[each.metric]
+        ends = f"[{each.low:+.{digits}f}, {each.high:+.{digits}f}]"
+        tables.setdefault(name, []).append(
+            {
+                "what": f"{each.correction}: {each.what}".removeprefix(": "),
+                name: f"{each.from_value:.{digits}f} -> {each.to_value:.{digits}f}",
+                "effect": f"{each.value:+.{digits}f} {ends}",
+                "runs": each.runs,
+                "verdict": each.verdict,
+            }
+        )
+    return {name: pd.DataFrame(rows) for name, rows in tables.items()}
+
+
+def placed(figures: Iterable[Documented]) -> pd.DataFrame:
+    """Documented figures beside the study's, one row each.
+
+    Args:
+        figures: such as `read().documented`.
+    """
+    return pd.DataFrame(
+        {
+            "model": each.arm.partition("/")[2],
+            "figure": each.what,
+            "documented": " or ".join(f"{value:.4g}" for value in each.values),
+            "study, mean": f"{each.runs.value:.4f}",
+            "lowest to highest": f"{each.runs.lowest:.4f} to {each.runs.highest:.4f}",
+            "verdict": each.verdict,
+        }
+        for each in figures
+    )
 
 
 @functools.cache

@@ -115,6 +115,14 @@ def test_four_fifths_of_the_positions_of_a_shop_are_real():
     assert shares[1] < 0.15
 
 
+def test_a_backend_that_cannot_have_widths_apart_is_refused(windows, monkeypatch):
+    drawn = Bucketed(lambda epoch: windows, 4, 0)
+    drawn.on_epoch_begin()
+    monkeypatch.setattr("keras.backend.backend", lambda: "tensorflow")
+    with pytest.raises(ValueError, match=r"widths.*; set KERAS_BACKEND to jax or torch"):
+        drawn.on_epoch_begin()
+
+
 def test_no_rows_are_refused():
     none = np.zeros((0, 5), np.int32)
     with pytest.raises(ValueError, match="gives no rows"):

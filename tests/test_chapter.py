@@ -300,6 +300,32 @@ def test_on_a_table_of_your_own_the_run_stands_apart_from_the_study(run, monkeyp
     assert "this run" not in study
 
 
+def test_comparisons_and_documented_figures_are_tables_that_name_their_data(run, monkeypatch):
+    shown = []
+    monkeypatch.setattr(chapter.display, "show_table", lambda *given: shown.append(given))
+    run.name = "retrieval"
+    run.effect("C7", "C11")
+    table, caption, _ = shown.pop()
+    assert list(table) == ["what", "NDCG@10", "effect", "runs", "verdict"]
+    assert table["what"].str.contains("C7|C11").all()
+    assert not shown
+    assert caption == "The study, of MovieLens 100K"
+    run.effect()
+    assert [list(table)[1] for table, *_ in shown[:2]] == ["NDCG@10", "HR@10"]
+    shown.clear()
+    run.documented()
+    assert set(shown[0][0]["figure"]) == {"loss after epoch 50", "validation loss"}
+
+
+def test_a_chapter_without_comparisons_says_so(run, capsys):
+    run.effect("C99")
+    run.documented()
+    assert capsys.readouterr().out.splitlines() == [
+        "the study has no comparison of C99",
+        "the study has no documented figure of toy",
+    ]
+
+
 def test_a_model_put_to_the_test_is_evaluated_and_recorded(run):
     split = leave_one_out(run.load_data("synthetic"))
     popularity = Popularity().fit(split)

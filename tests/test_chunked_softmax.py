@@ -57,6 +57,17 @@ def test_loss_and_gradients_are_those_of_the_full_softmax(chunk):
         assert_allclose(own, full, atol=1e-5)
 
 
+def test_padding_takes_no_part():
+    rng = np.random.default_rng(0)
+    states, table = rng.normal(size=(6, 4)).astype("float32"), rng.normal(size=(9, 4))
+    table = ops.convert_to_tensor(table, "float32")
+    targets = np.array([0, 3, 0, 8, 1, 0], "int32")
+    real = targets > 0
+    found = chunked_softmax_loss(ops.convert_to_tensor(states), table, targets, 4)
+    told = full_loss(ops.convert_to_tensor(states[real]), table, targets[real])
+    assert_allclose(ops.convert_to_numpy(found), ops.convert_to_numpy(told), rtol=1e-5)
+
+
 def test_large_scores_do_not_overflow():
     states = np.full((2, 4), 100.0, "float32")
     table = np.random.default_rng(1).normal(0, 10, (30, 4)).astype("float32")

@@ -51,11 +51,28 @@ def test_tables_of_a_script_are_text(capsys):
         "Two columns",
         "model   ndcg",
         "    a 0.1235",
-        "   value",
-        "x 0.5000",
+        "    value",
+        "x  0.5000",
         "Above",
         "already text",
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([1000000.0, float("nan")], ["1,000,000", ""]),
+        ([1994, 1995], ["1994", "1995"]),
+        ([521.1976, 200.0, 98.9566], ["521.2", "200.0", "99.0"]),
+        ([4.2728, 0.9093], ["4.273", "0.909"]),
+        ([0.9999, 0.04139], ["0.9999", "0.0414"]),
+        ([float("nan")] * 2, ["", ""]),
+        (["0.12345", 0.5], ["0.12345", "0.5"]),
+    ],
+)
+def test_numbers_have_the_digits_that_matter(values, shown, capsys):
+    display.show_table(pd.DataFrame({"x": values}))
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == shown
 
 
 def test_in_a_notebook_figures_and_tables_are_displayed(shown, folder, capsys):
