@@ -601,7 +601,9 @@ class GRU4Rec(keras.Model):
         flat = ops.reshape(y_pred, (-1, y_pred.shape[-1]))  # quicker to train
         logits = ops.matmul(flat, ops.transpose(table)) + self.bias
         total = ops.reshape(ops.logsumexp(logits, axis=-1), ops.shape(y))
+        # row 0, no movie, is in the sum; never a target, it learns to be low
         # own[b, t, s]: the logit at position t of the target of position s
+        # rows (B, d, L), own and weights (B, L, L)
         rows = ops.transpose(ops.take(table, y, axis=0), (0, 2, 1))
         own = ops.matmul(y_pred, rows) + ops.take(self.bias, y)[:, None, :]
         steps = ops.cast(places[None, :] - places[:, None], "float32")  # s - t
@@ -614,7 +616,7 @@ class GRU4Rec(keras.Model):
         return ops.sum(loss * real) / ops.maximum(ops.sum(real), 1.0)
 
     def score(self, windows):
-        """Log-odds of the next movie, `(B, num_movies + 1)`."""
+        """Logits of the next movie, `(B, num_movies + 1)`."""
         state = self.predict(windows, batch_size=256, verbose=0)[:, -1]
         table = ops.convert_to_numpy(self.movies.embeddings)  # state: (B, d)
         return state @ table.T + ops.convert_to_numpy(self.bias)

@@ -61,7 +61,7 @@ from rectutor.training import EpochLog
 
 # %% [markdown]
 # `quick` is for a laptop's processor, `full` holds the documented settings on MovieLens 1M and then those
-# that [a million ratings](../book/million.md) were run with, `smoke` only proves that the chapter runs.
+# that [a million ratings](../book/million.md) were run with (and the next page's additions), `smoke` only proves that the chapter runs.
 
 # %%
 SETTINGS = dict(
@@ -481,7 +481,8 @@ print(f"{(read == PADDING_ID).mean():.1%} were read from the padding")
 #   the place to read;
 # - vectors that start equally wide, whatever the catalogue, the movies scaled by the root of the width;
 # - dropout that is active, and no L2 penalty;
-# - a softmax over the catalogue: the next movie before all others, not before one.
+# - a softmax over the catalogue: the next movie before all others, not before one;
+# - a higher rate, smaller batches, wider vectors, two heads.
 #
 # ### The loss
 #
@@ -515,6 +516,7 @@ def watched_once(inputs):
 # %%
 def catalogue_loss(states, table, inputs, targets):
     """Cross-entropy of the next movie among all that is not watched yet."""
+    # states (B, L, d), table (V + 1, d); inputs and targets (B, L)
     flat = ops.reshape(states, (-1, table.shape[1]))  # (B * L, d)
     logits = ops.matmul(flat, ops.transpose(table[1:]))  # (B * L, V)
     log_z = ops.logsumexp(logits, axis=-1)
@@ -697,12 +699,12 @@ for n in ("made right", "as documented", "as documented, right position"):
 run.show_study(arms, own=own)
 
 # %% [markdown]
-# Our run takes the file's order of the ties. For our model two settings of width 64 were compared, on validation only. What each
+# Our run splits by the file's order of the ties. For our model two settings of width 64 were compared, on validation only. What each
 # change is worth is on [the next page](sasrec_levers.ipynb).
 #
 # ## Ten titles
 #
-# We take the latest movies of a user with a short history. In Jupyter and Colab you can go on with yours.
+# The latest movies of a user with a short history; in Jupyter and Colab, go on with yours.
 
 # %%
 reader = np.argmin(np.abs(queries.lengths - 24))
@@ -714,7 +716,7 @@ widget.ten_titles(scores, data.titles, queries.history(reader))
 # :::{exercise} ★★ One random movie
 # :label: sasrec-ex2
 # Our model was trained to put the next movie before all others. Is it also the better one at the documented
-# question, ahead of one random movie? Guess first.
+# question, ahead of one random movie?
 # :::
 
 # %% [markdown]
@@ -739,8 +741,7 @@ run.save()
 #
 # - A causal Transformer learns from every position of a history at once.
 # - Read the state of the last movie, keep the latest movies, and use the whole history.
-# - A loss on random negatives can look good while the ranking is poor. A softmax over the catalogue
-#   asks the question that is measured.
+# - A low loss on random negatives says little of the ranking: ask all movies.
 # - What the protocol leaves out, the loss can leave out: a movie already watched takes no part in the sum.
 #
 # Next: [SASRec's levers](sasrec_levers.ipynb) reads what each of these changes is worth once it is trained to its end.

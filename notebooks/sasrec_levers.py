@@ -19,7 +19,7 @@
 # ![SASRec, with the places where a lever can be put: what goes in, the blocks, a short way past them, the loss, the training.](../book/_static/model-sasrec-levers.svg)
 #
 # The [chapter before](sasrec.ipynb) has the model and the corrections. This page trains nothing unless you ask:
-# it explains the code of the levers, and reads what the book's study found with it.
+# it reads what the book's study found of the levers, and then shows their code.
 
 # %% tags=["bootstrap", "hide-cell"]
 import importlib.util
@@ -82,7 +82,64 @@ SETTINGS = dict(
 settings = run.settings(**SETTINGS)
 
 # %% [markdown]
-# ## The losses
+# ## What the study found
+#
+# Each lever is trained to its [early stop](../book/glossary.md) on validation, with several seeds, each over an order of the ties of its own, on
+# MovieLens 100K. Single levers are compared at that stop. The rows on the best combination, on the GRU in the place of its blocks and on
+# baselines compare models that were then trained anew with the validation movie. A row says what the second model has that the first has not; the interval resamples
+# users and seeds, and the verdict holds after [Holm's correction](../book/glossary.md) for all comparisons of the study.
+#
+# **Guess first.** Which is worth most: a second Transformer block, vectors twice as long, or 16 random negatives instead of one?
+#
+# :::{dropdown} Answer
+# The negatives. Of the other two the study cannot tell either from none.
+# :::
+
+# %% mystnb={"code_prompt_hide": "Hide the code: the picture", "code_prompt_show": "Show the code: the picture", "image": {"alt": "Dot plot of the effect of each lever on NDCG at 10 with its 95 percent interval, one row a lever, and a line at zero"}} tags=["hide-input"]
+effects = [each for each in study.read().of("sasrec") if each.metric == "ndcg"]
+OWN_RATES = "own rates: "
+levers = [each for each in effects if not each.what.startswith(OWN_RATES)]
+losses = [each for each in effects if each.what.startswith(OWN_RATES)]
+label = "effect on test NDCG@10"
+run.show_intervals({each.what: each for each in levers}, label, "effects", zero=True)
+
+# %% [markdown]
+# What to see: an interval that crosses the line at zero is a lever that the study cannot tell from none. The same as a table:
+
+# %% mystnb={"code_prompt_hide": "Hide the code: the table", "code_prompt_show": "Show the code: the table"} tags=["hide-input"]
+run.show_effects(levers, "SASRec's levers")
+
+# %% [markdown]
+# ### Losses, each with a rate of its own
+#
+# Above, the losses share the documented learning rate. Here each has its own: its first run tried three, and further ones while the
+# best on validation was the lowest or the highest; the other runs took that choice. The network has the documented sizes with the
+# corrections (a scaled start, dropout of 0.2); watched movies take part in the softmaxes; 256 negatives are shared by the positions of a row, or of
+# a step where the softmax is sampled. Nothing is stopped early: 75 epochs, validation looked at after every third, the best look kept.
+
+# %% mystnb={"code_prompt_hide": "Hide the code: the losses' tables", "code_prompt_show": "Show the code: the losses' tables"} tags=["hide-input"]
+own, tried = {}, {}
+for key, arm in study.read().arms.items():
+    loss, _, rate = key.partition("/loss: ")[2].partition(", rate ")
+    if rate:
+        reached = f"{arm.facts['validation_ndcg'].value:.3f}"
+        tried.setdefault(f"rate {rate}", {})[loss] = reached
+    elif loss:
+        own[f"{loss} (best epoch {arm.facts['epochs'].value:.0f})"] = key
+table = pd.DataFrame(tried).sort_index(axis=1).fillna("")
+run.show_table(table, "NDCG@10 on validation, by rate, in the first run")
+run.show_study(own, caption="NDCG@10 on the test, at its rate")
+run.show_effects(losses, "The losses compared")
+
+# %% [markdown]
+# ## What to do
+#
+# TODO
+#
+# How the best combination does on more data is told by [a million ratings](../book/million.md).
+#
+# %% [markdown]
+# ## The code: the losses
 #
 # With $s_i$ the score of the movie watched next, $N$ a set of negatives and $W$ what is watched by then:
 #
@@ -94,8 +151,8 @@ settings = run.settings(**SETTINGS)
 # | softmax {cite}`klenitskiy2023` | $-s_i + \log\sum_{j} e^{s_j}$, all movies |
 # | softmax, the watched left out | $-s_i + \log\sum_{j \notin W} e^{s_j}$ |
 #
-# With many negatives BCE grows overconfident: positives are rare among what it sees, though not as
-# rare as in the catalogue. gBCE corrects that with $\beta = \alpha\,(t(1 - 1/\alpha) + 1/\alpha)$,
+# With sampled negatives BCE grows overconfident, the more so the fewer they are: positives are rarer in the catalogue than among what
+# it sees. (The code takes half of BCE, as the documentation does.) gBCE corrects that with $\beta = \alpha\,(t(1 - 1/\alpha) + 1/\alpha)$,
 # where $\alpha = K/(V - 1)$ is the share of the negatives drawn and $t$, between 0 and 1, says how
 # much to correct; the paper recommends 0.75.
 
@@ -468,8 +525,8 @@ for kind in [DrawnEachEpoch, Bucketed]:
 
 # %% [markdown]
 # A catalogue of 100,000 items is the other thing that does not fit: the scores of 10,000 positions over it are 4 GB.
-# `rectutor.chunked_softmax` sums them a part at a time and makes them again for the gradient; [benchmarks](../book/benchmarks.md) has
-# what both save.
+# `rectutor.chunked_softmax` sums them a part at a time and makes them again for the gradient: in `softmax_loss`, `chunked_log_z(flat, table[1:])` takes the
+# place of `logits` and their `logsumexp`. [Benchmarks](../book/benchmarks.md) has what both save.
 #
 # Where the weights of one step are noisy, their running average over the latest steps is less so ([average weights](../book/glossary.md)): Keras keeps it
 # with `use_ema=True`, and `SwapEMAWeights` puts it in place whenever we evaluate.
@@ -477,10 +534,10 @@ for kind in [DrawnEachEpoch, Bucketed]:
 
 # %%
 class SameBatches(DrawnEachEpoch):
-    """Batches of the same rows each epoch, in one order (C24)."""
+    """Batches of the same rows each epoch (C24)."""
 
     def on_epoch_end(self):
-        """Draw the rows; their order stays that of the first epoch."""
+        """Draw the rows; who is together stays as in the first epoch."""
         super().on_epoch_end()
         generator = np.random.default_rng([self.seed, 0])
         self.order = generator.permutation(len(self.inputs))
@@ -505,7 +562,8 @@ def train_levers(
     """Train on what `draw(epoch)` gives; the history.
 
     `average` is the momentum of the running average of the weights, which
-    callbacks see and the model has at the end; with 0 there is none.
+    callbacks see, and which the model has after the last epoch or where
+    `BestByNDCG` stops it; with 0 there is none.
     """
     ema = {"use_ema": True, "ema_momentum": average} if average else {}
     adam = keras.optimizers.Adam(learning_rate, beta_2=beta_2, **ema)
@@ -519,58 +577,6 @@ def train_levers(
 
 
 # %% [markdown]
-# ## What the study found
-#
-# Each lever is trained to its [early stop](../book/glossary.md) on validation, with several seeds, each over an order of the ties of its own, on
-# MovieLens 100K. Single levers are compared at that stop. The rows on the best combination, on the GRU in the place of its blocks and on
-# baselines compare models that were then trained anew with the validation movie. A row says what the second model has that the first has not; the interval resamples
-# users and seeds, and the verdict holds after [Holm's correction](../book/glossary.md) for all comparisons of the study.
-
-# %% mystnb={"code_prompt_hide": "Hide the code: the table", "code_prompt_show": "Show the code: the table"} tags=["hide-input"]
-effects = study.read().of("sasrec")
-table = pd.DataFrame(
-    [
-        {
-            "what": f"{effect.correction}: {effect.what}".removeprefix(": "),
-            "NDCG@10": f"{effect.from_value:.3f} -> {effect.to_value:.3f}",
-            "effect": f"{effect.value:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]",
-            "runs": effect.runs,
-            "verdict": effect.verdict,
-        }
-        for effect in effects
-        if effect.metric == "ndcg"
-    ]
-)
-if effects:
-    run.show_table(table, caption="SASRec's levers")
-else:
-    print("the study has no comparison of sasrec")
-
-# %% mystnb={"code_prompt_hide": "Hide the code: the picture", "code_prompt_show": "Show the code: the picture", "image": {"alt": "Dot plot of the effect of each lever on NDCG at 10 with its 95 percent interval, one row a lever, and a line at zero"}} tags=["hide-input"]
-shown = {each.what: each for each in effects if each.metric == "ndcg"}
-label = "effect on test NDCG@10"
-run.show_intervals(shown, label, "effects", zero=True)
-
-# %% [markdown]
-# What to see: an interval that crosses the line at zero is a lever that the study cannot tell from none.
-#
-# ## What to do
-#
-# Start with the rows whose verdict is *improves*, the largest effect first: they are what a model of your own should
-# have before anything else is tried. Leave out what *makes worse here*. Where there is *no effect here*, or it is *not settled*, take the simpler
-# of the two: it is cheaper to run and to explain, and on a larger catalogue or with longer histories the answer may differ, so keep the
-# comparison and repeat it there. The literature is no exception: Klenitskiy and Vasilev {cite}`klenitskiy2023` find a sampled softmax
-# with 3,000 negatives no worse than all movies on catalogues larger than this one; where all movies of a catalogue number fewer than that, there is
-# nothing to sample.
-#
-# How the best combination does on more data is told by [a million ratings](../book/million.md).
-#
-# ### What was not run
-#
-# The rows that compare losses have one learning rate, the documented one, for all. With a rate of its own each may do better, and
-# their order may change: that, 256 negatives, gBCE and the sampled softmax are left open. So are sizes beyond the chapter's. The code
-# of the losses is on this page, and `LeverSASRec` takes what it needs as arguments, so you can run them on your own data.
-#
 # ## The best combination, on request
 #
 # The cell trains the model made right with more targets, the direct way and averaged weights, if `train_best` says so.

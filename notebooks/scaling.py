@@ -38,7 +38,7 @@ if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
 # A notebook that stands alone, as in Colab, gets the chapter's own needs here. One processor pretends to be four devices: what
 # happens to the arrays is the same on four GPUs, only the speed is not. The compiler leaves the programs it makes of training steps in a folder.
 
-# %% tags=["hide-cell"]
+# %% mystnb={"code_prompt_hide": "Hide the code: what this chapter needs besides", "code_prompt_show": "Show the code: what this chapter needs besides"} tags=["hide-cell"]
 import tempfile
 from pathlib import Path
 

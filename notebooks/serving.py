@@ -40,7 +40,7 @@ if "ipykernel" in sys.modules and importlib.util.find_spec("rectutor") is None:
 # %% [markdown]
 # The service has needs of its own; a notebook that stands alone, as in Colab, gets them here.
 
-# %% tags=["hide-cell"]
+# %% mystnb={"code_prompt_hide": "Hide the code: what this chapter needs besides", "code_prompt_show": "Show the code: what this chapter needs besides"} tags=["hide-cell"]
 if importlib.util.find_spec("jax2onnx") is None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "rectutor[serve]", "jax2onnx"], check=True)

@@ -222,6 +222,14 @@ def test_what_a_page_costs_says_how_much_of_the_code_is_folded() -> None:
     assert book_pages.cost(page, None).endswith(told)
 
 
+def test_a_definition_on_hover_has_neither_keys_nor_formulas() -> None:
+    entry = nodes.paragraph("", "Takes ")
+    entry += [nodes.math(text=r"\log Q(i)"), nodes.Text(" off ")]
+    entry += [nodes.inline(text="yi2019", refdomain="cite"), nodes.Text(".")]
+    assert book_terms.plain(entry) == "Takes log Q(i) off."
+    assert "yi2019" in entry.astext()  # the page keeps it
+
+
 def test_a_link_to_the_glossary_finds_its_term_by_name_plural_or_beginning() -> None:
     terms = {"gru": ("term-GRU", "A unit."), "embedding": ("term-Embedding", "A table.")}
     terms["bootstrap interval"] = ("term-Bootstrap-interval", "How sure.")

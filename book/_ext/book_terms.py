@@ -6,6 +6,7 @@ link goes to the entry that its text names.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -22,13 +23,25 @@ def definitions(glossary: nodes.document) -> dict[str, tuple[str, str]]:
     """The terms in small letters: each one's anchor and the text of its definition."""
     found = {}
     for item in glossary.findall(nodes.definition_list_item):
-        text = " ".join(item.children[-1].astext().split())
+        text = plain(item.children[-1])
         if len(text) > LONGEST:
             text = text[:LONGEST].rsplit(" ", 1)[0] + " ..."
         for term in item.findall(nodes.term):
             if term["ids"]:
                 found[term.astext().lower()] = (term["ids"][0], text)
     return found
+
+
+def plain(entry: nodes.Element) -> str:
+    """The words of an entry: no citations, and of formulas what can be read in a line."""
+    entry = entry.deepcopy()
+    for node in list(entry.findall(nodes.Element)):
+        if node.get("refdomain") == "cite":
+            node.parent.remove(node)
+        elif isinstance(node, nodes.math):
+            words = re.sub(r"\\(?:text|mathrm)?|[{}$]", "", node.astext())
+            node.parent.replace(node, nodes.Text(words))
+    return re.sub(r" (?=[.,;:)])", "", " ".join(entry.astext().split()))
 
 
 def entry_of(text: str, terms: dict[str, tuple[str, str]]) -> tuple[str, str] | None:

@@ -308,6 +308,24 @@ def test_a_table_has_six_columns_at_most(name: str, site: str, page: Page) -> No
     assert [each for each in wide if each[0] > 6] == []
 
 
+def test_nothing_runs_that_a_title_says(tmp_path: Path, page: Page) -> None:
+    title = "<img src=x onerror=\"document.title='ran'\"><script>document.title='ran'</script> $x$"
+    made = tmp_path / "page.py"
+    made.write_text(
+        "import pandas as pd, IPython.display, sys\n"
+        "from rectutor import display\n"
+        "display.in_notebook = lambda: True\n"
+        "IPython.display.display = lambda table: print(table.to_html())\n"
+        f"display.show_table(pd.DataFrame({{'title': [{title!r}]}}), {title!r}, 1)\n"
+    )
+    told = subprocess.run([sys.executable, made], capture_output=True, text=True, check=True).stdout
+    (tmp_path / "page.html").write_text(f"<!doctype html><title>still</title>{told}")
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.title() == "still"
+    assert page.locator("td").inner_text() == title
+    assert page.locator("caption").inner_text() == title
+
+
 def picked_and_answered(page: Page) -> tuple[list[str], list[str]]:
     """The titles in the two lists of the page to try."""
     lists = (".try-picked li", ".try-answer li")
