@@ -151,10 +151,9 @@ book's protocol](evaluation.md): all movies compete, those seen are left out, in
 Ours is the [levers'](../notebooks/sasrec_levers.ipynb) best combination with the settings of
 `full`, decided before the run; two other sets had been looked at in earlier runs. Validation chose
 the epoch, {best} of {epochs}; the end came when {patience} epochs brought nothing better ({full} in
-a notebook), or after the hours that were set. Its NDCG@10 on validation was {half:.3f} after half of the epochs and
-{top:.3f} after the best. The test was asked once, without training anew; the baselines know the
-validation movie, ours does not. The hours are those of
-one core. {aim}
+a notebook), or after the hours that were set. Its NDCG@10 on validation was {half:.3f} after half
+of the epochs and {top:.3f} after the best. The test was asked once, without training anew; the
+baselines know the validation movie, ours does not. The hours are those of one core. {aim}
 
 {peer}"""
 

@@ -743,7 +743,7 @@ some = some_rows(before, slice(None, None, 20)), y[~late][::20]
 some = keras.tree.map_structure(ops.convert_to_tensor, some)  # for torch
 print(f"this run: RMSE {error.value:.4f}, cosine {cosine(model, *some):+.3f}")
 run.show_effects(each for each in summary.of(run.name) if "history: " in each.after)
-names = ("joint", "retrieval specialist", "history: next movie alone", "history: next movie and rating")
+names = ["joint", *(f"history: next movie {kind}" for kind in ("alone", "and rating"))]
 run.show_study({name: f"multi_task/{name}" for name in names}, caption="NDCG@10 in the study")
 
 # %% [markdown]

@@ -127,6 +127,7 @@ def test_the_test_is_asked_beside_the_baselines(archive, tmp_path, monkeypatch):
 RUN = {
     "data": {"users": 6040, "movies": 3416, "interactions": 987531},
     "patience": 5,
+    "settings": {"patience": 10},
     "epochs": [
         {"epoch": 1, "ndcg": 0.16, "seconds": 1800.0},
         {"epoch": 2, "ndcg": 0.17, "seconds": 1800.0},
