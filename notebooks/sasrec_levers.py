@@ -192,6 +192,28 @@ for count in [1, 16, 256, 1681]:
 # %% [markdown]
 # With a calibration of 0 gBCE is BCE; with all movies drawn it is BCE whatever the calibration.
 #
+# :::{exercise} ★ How sure does BCE become?
+# :label: sasrec-levers-ex1
+# A user watches a movie next with probability $p = 0.01$. The movie is a positive with that chance, and else one of $K$ negatives out of $V - 1$ with chance
+# $K / (V - 1)$. Which $\sigma$ minimises BCE, for $K = 1$, 16, 256 and all of 1,681?
+# :::
+#
+# :::{solution-start} sasrec-levers-ex1
+# :class: dropdown
+# :::
+
+# %% tags=["nbval-check-output"]
+p, others = 0.01, 1681
+for count in [1, 16, 256, others]:
+    drawn = (1 - p) * count / others
+    print(f"{count:4d} negatives: sigma {p / (p + drawn):.3f}")
+
+# %% [markdown]
+# The share of positives among what BCE sees. Only with all movies it is the true one; the order of the movies is right with any.
+#
+# :::{solution-end}
+# :::
+#
 # The sampled softmax shares its negatives among all positions of a step: one matrix product. The draw is uniform,
 # so the log-Q correction is the same for all movies and drops out.
 
