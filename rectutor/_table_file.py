@@ -107,7 +107,8 @@ def _csv(text: str, separator: str) -> pd.DataFrame:
 
 def _check_quotes(text: str, separator: str) -> None:
     """Refuse a quote that opens a field and does not end it: what follows would be swallowed."""
-    rows = csv.reader(io.StringIO(text), delimiter=separator, strict=True, skipinitialspace=True)
+    lines = io.StringIO(text, newline="")  # a line may also end with "\r" alone
+    rows = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     line = 0
     try:
         for _ in rows:
