@@ -91,20 +91,6 @@ if own and os.environ.get("RECTUTOR_DATA"):
     run.show_table(own.reset_index(drop=True), "What the chapters measured on your table")
 
 # %% [markdown]
-# A file of another layout is refused rather than misread. Here is one that claims a recipe the
-# schema does not know:
-
-# %% mystnb={"code_prompt_hide": "Hide the code: a file that is refused", "code_prompt_show": "Show the code: a file that is refused"} tags=["hide-input", "nbval-check-output"]
-odd = {"model": "Oracle", "recipe": "magic", "protocol": "leave-one-out", "metrics": {"ndcg": 1.0}}
-empty = {"schema": results.SCHEMA, "chapter": "toy", "profile": "quick", "seed": 42, "facts": {}}
-empty |= {"backend": "jax", "device": "CPU", "versions": {}, "models": [odd | {"seconds": 0.0}]}
-empty["data"] = {"name": "toy", "source": "here", "num_users": 1, "num_movies": 1, "num_ratings": 1}
-try:
-    results.check(empty, "toy.json")
-except ValueError as error:
-    print(error)
-
-# %% [markdown]
 # ## Top-ten recommendation
 #
 # Each user's last movie is held out, all movies of the catalogue compete, those already seen are left
