@@ -289,7 +289,7 @@ def test_a_field_of_several_lines_is_said(read, capsys):
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_quotes_are_read_with_any_end_of_a_line(read, end):
     made = read(end.join(["user,item,title", 'ann,tea,"Green, mild"', "bob,jam,x", ""]))
-    assert made.movies["title"].tolist() == ["Green, mild", "x"]
+    assert set(made.movies["title"]) == {"Green, mild", "x"}
 
 
 def test_a_word_for_what_is_missing_is_said_where_it_may_be_an_id(read, capsys):
