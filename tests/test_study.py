@@ -264,17 +264,21 @@ def test_a_broken_summary_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "within", "text"),
     [
-        ((0.256,), True, "0.2500 to 0.2600: within the runs"),
-        ((0.2, 0.27), False, "not reproduced, 0.0100 away from the nearest run"),
+        ((0.256,), True, "within the runs"),
+        ((0.25,), True, "within the runs"),  # as rounded as it is printed
+        ((0.249,), False, "not reproduced, 0.0011 from the nearest run"),
+        ((0.21, 0.27), False, "not reproduced, 0.0100 from the nearest run"),
     ],
 )
 def test_a_documented_figure_lies_within_the_runs_or_so_far_off(
     values: tuple[float, ...], within: bool, text: str
 ) -> None:
-    runs = reader.Figure(0.255, None, None, 0.25, 0.26)
+    runs = reader.Figure(0.255, None, None, 0.2501, 0.26)
     documented = reader.Documented("toy/plain", "RMSE", values, runs)
     assert documented.is_within == within
-    assert text in str(documented)
+    assert documented.verdict == text
+    shown = reader.placed([documented]).iloc[0]
+    assert shown[["model", "lowest to highest"]].tolist() == ["plain", "0.2501 to 0.2600"]
 
 
 def test_a_verdict_takes_five_runs(bootstrap: summary.Bootstrap) -> None:
