@@ -26,6 +26,8 @@ from benchmarks.measure import RESULTS, ROOT, machine, store
 from benchmarks.million import PATIENCE, SEED, Progress, arguments, sequences
 
 FOLDER = ROOT / "_build" / "rectools"
+#: More than a run has: RecTools reads no checkpoint of a later epoch than its model may have.
+EPOCHS = 1000
 VERSIONS = ("RecTools", "torch", "pytorch-lightning", "numpy", "pandas")
 
 
@@ -63,7 +65,7 @@ def train(rows: pd.DataFrame, progress: Progress, hours: float) -> None:
     folder, done = progress.file.parent, len(progress.epochs)
     history, targets = held_out(rows, last=1)
     learn = dataset_of(history)
-    model = load_model(folder / "last.model") if done else SASRecModel()
+    model = load_model(folder / "last.model") if done else SASRecModel(epochs=EPOCHS)
     while not progress.is_over(hours):
         done += 1
         seed_everything(SEED + done, verbose=False)

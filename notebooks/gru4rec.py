@@ -59,23 +59,23 @@ run = chapter.start("gru4rec")
 # %%
 SETTINGS = dict(
     #     quick, full, smoke
-    data=("100k", "1m", "synthetic"),
+    data=("100k", "1m", "synthetic"),  # which MovieLens
     # as documented
-    context=10,
-    documented_width=32,
-    documented_epochs=(5, 5, 1),
-    documented_batch=(4096, 4096, 512),
-    validation_batch=(2048, 2048, 256),
-    documented_rate=0.05,
+    context=10,  # movies read
+    documented_width=32,  # numbers a movie
+    documented_epochs=(5, 5, 1),  # passes over the examples
+    documented_batch=(4096, 4096, 512),  # examples a training step
+    validation_batch=(2048, 2048, 256),  # the same, for validation
+    documented_rate=0.05,  # length of a step
     # made right
     length=(50, 200, 10),  # positions a window
     width=64,  # of a movie's vector
     units=(128, 256, 16),  # of the GRU
-    dropout=(0.4, 0.2, 0.4),
+    dropout=(0.4, 0.2, 0.4),  # share of numbers that a step leaves out
     ahead=5,  # how many of the next movies are targets
-    rate=(0.005, 0.001, 0.005),
-    batch=(64, 128, 64),
-    epochs=(24, 100, 2),
+    rate=(0.005, 0.001, 0.005),  # length of a step
+    batch=(64, 128, 64),  # windows a step
+    epochs=(24, 100, 2),  # passes, at most
     patience=(4, 10, 1),  # epochs without a better validation NDCG@10
     refresh_epochs=1,  # over both parts, once the weights are chosen
 )

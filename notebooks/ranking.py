@@ -58,16 +58,16 @@ run = chapter.start("ranking")
 # %%
 SETTINGS = dict(
     #     quick, full, smoke
-    data=("100k", "1m", "synthetic"),
+    data=("100k", "1m", "synthetic"),  # which MovieLens
     dim=32,  # width of the documented embeddings
-    batch_size=(1_000, 1_000, 960),
-    documented_epochs=(5, 5, 1),
-    epochs=(20, 20, 1),
-    learning_rate=0.01,
-    network_decay=3.0,
-    members=(32, 32, 3),
+    batch_size=(1_000, 1_000, 960),  # ratings a training step
+    documented_epochs=(5, 5, 1),  # passes over the ratings
+    epochs=(20, 20, 1),  # the same, for all that follows
+    learning_rate=0.01,  # length of a step
+    network_decay=3.0,  # pull of the weights towards 0
+    members=(32, 32, 3),  # small models that are averaged
     rank=8,  # width of the vectors of a member
-    decay=0.8,
+    decay=0.8,  # the pull, for these
     decays=((0.4, 0.8, 1.6), (0.4, 0.8, 1.6), (0.8,)),  # to choose from
 )
 settings = run.settings(**SETTINGS)

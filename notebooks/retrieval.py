@@ -64,20 +64,20 @@ run = chapter.start("retrieval", quietly=("keras_rs",))
 # %%
 SETTINGS = dict(
     #                quick   full   smoke
-    data=("100k", "1m", "synthetic"),
+    data=("100k", "1m", "synthetic"),  # which MovieLens
     batch_size=1_000,  # pairs in a batch, as documented
-    documented_epochs=(50, 50, 2),
-    rating_epochs=(10, 10, 2),
+    documented_epochs=(50, 50, 2),  # passes over the pairs
+    rating_epochs=(10, 10, 2),  # the same, where ratings are learned
     epochs=(500, 500, 4),  # at most, for all that follows
     every=(5, 5, 2),  # epochs between looks at validation
     patience=5,  # looks in a row without a gain
-    users_per_batch=(94, 256, 94),
+    users_per_batch=(94, 256, 94),  # users a training step
     drawn=10,  # movies drawn evenly for a user
     width=64,  # of the embeddings made right; documented ones have 32
-    learning_rate=0.005,
-    weight_decay=0.1,
+    learning_rate=0.005,  # length of a step
+    weight_decay=0.1,  # pull of the weights towards 0
     rating_decay=1.0,  # where ratings are learned
-    dropout=0.5,
+    dropout=0.5,  # share of numbers that a step leaves out
     smoothing=0.1,  # of the labels
     cold=0.1,  # share of the movies that are held out
 )

@@ -20,8 +20,8 @@
 #
 # The documented half re-implements, in its own code, the Keras Recommenders example
 # [Sequential retrieval using SASRec](https://keras.io/keras_rs/examples/sas_rec/)
-# {cite}`sharma2025keras`; the model is that of Kang and McAuley {cite}`kang2018`. What each change is worth is
-# the subject of the next page, [SASRec's levers](sasrec_levers.ipynb).
+# {cite}`sharma2025keras`; the model is that of Kang and McAuley {cite}`kang2018`. What each change is worth:
+# the next page, [SASRec's levers](sasrec_levers.ipynb).
 
 # %% tags=["bootstrap", "hide-cell"]
 import importlib.util
@@ -66,22 +66,22 @@ from rectutor.training import EpochLog
 # %%
 SETTINGS = dict(
     #                     quick   full   smoke
-    data=("100k", "1m", "synthetic"),
+    data=("100k", "1m", "synthetic"),  # which MovieLens
     # the documented recipe
-    documented_context=(200, 200, 20),
-    documented_epochs=(10, 10, 2),
-    documented_batch=128,
-    documented_width=50,
-    documented_blocks=(2, 2, 1),
+    documented_context=(200, 200, 20),  # movies read
+    documented_epochs=(10, 10, 2),  # passes over the users
+    documented_batch=128,  # users a training step
+    documented_width=50,  # numbers a movie
+    documented_blocks=(2, 2, 1),  # rounds of looking back
     # made right
-    context=(50, 200, 10),
-    width=(64, 64, 16),
-    blocks=(2, 2, 1),
-    heads=(2, 1, 2),
-    dropout=(0.35, 0.2, 0.2),
-    learning_rate=(0.005, 0.002, 0.003),
-    batch_size=64,
-    epochs=(24, 100, 2),
+    context=(50, 200, 10),  # movies read, the latest
+    width=(64, 64, 16),  # numbers a movie
+    blocks=(2, 2, 1),  # rounds of looking back
+    heads=(2, 1, 2),  # looks a round
+    dropout=(0.35, 0.2, 0.2),  # share of numbers that a step leaves out
+    learning_rate=(0.005, 0.002, 0.003),  # length of a step
+    batch_size=64,  # windows a step
+    epochs=(24, 100, 2),  # passes, at most
     patience=(5, 10, 1),  # epochs without a better validation NDCG@10
 )
 settings = run.settings(**SETTINGS)
@@ -185,7 +185,7 @@ for inputs, y in documented_arrays(toy, 20, 6, seed=0):
     print(inputs[0], "->", y["positives"][0] * (y["weights"][0] > 0))
 
 # %% [markdown]
-# Inputs and the targets that weigh: the first line is for training, the second for validation.
+# Inputs and the targets that weigh, for training and for validation.
 #
 # (sasrec-c14)=
 # (sasrec-c22)=
@@ -215,10 +215,14 @@ run.effect("C14", "C22", "C24")
 # %% [markdown]
 # ### The model
 #
-# Each movie becomes a vector, a learned vector for its position is added, and two
-# [Transformer](../book/glossary.md) blocks follow in which a position looks at itself and at earlier
-# positions only (causal [attention](../book/glossary.md)). The vector $h_t$ that comes out at position $t$ is compared with the vector $e_i$
-# of any movie by a dot product, $s_{ti} = h_t^\top e_i$. The same table embeds the input and scores
+# Each movie becomes a vector, and a learned vector for its position is added. Two
+# [Transformer](../book/glossary.md) blocks follow. In a block position $t$ looks at itself and at what came before, never ahead (causal
+# [attention](../book/glossary.md)), and adds to its own vector $x_t$ a mean of what it sees,
+#
+# $$\sum_{s \le t} a_{ts} W_V x_s, \qquad a_{ts} \propto \exp\bigl((W_Q x_t)^\top W_K x_s / \sqrt d\bigr), \qquad \sum_{s \le t} a_{ts} = 1;$$
+#
+# two dense layers on each position follow. (Several *heads* each do so on a share of the numbers.) The vector $h_t$ that comes out is compared with the vector $e_i$
+# of any movie, $s_{ti} = h_t^\top e_i$. The same table embeds the input and scores
 # the output: the weights are *tied*. With $j$ the negative of position $t$ and $i$ the movie
 # watched next, the loss of the position is
 #
@@ -685,7 +689,7 @@ for name, baseline in run.baselines(split).items():
 # %% [markdown]
 # ## Beside the baselines
 #
-# One run is one draw. The study has several, each with a seed and an order of the ties of its own, and baselines that need
+# One run is one draw. The study has several, each with its own seed and order of the ties, and baselines that need
 # no training. **Guess first:** how far is the documented model ahead of popularity?
 #
 # :::{dropdown} Answer
@@ -699,8 +703,7 @@ for n in ("made right", "as documented", "as documented, right position"):
 run.show_study(arms, own=own)
 
 # %% [markdown]
-# Our run splits by the file's order of the ties. For our model two settings of width 64 were compared, on validation only. What each
-# change is worth is on [the next page](sasrec_levers.ipynb).
+# Our run splits by the file's order of the ties. For our model two settings of width 64 were compared, on validation only.
 #
 # ## Ten titles
 #
@@ -744,10 +747,8 @@ run.save()
 # - A low loss on random negatives says little of the ranking: ask all movies.
 # - What the protocol leaves out, the loss can leave out: a movie already watched takes no part in the sum.
 #
-# Next: [SASRec's levers](sasrec_levers.ipynb) reads what each of these changes is worth once it is trained to its end.
+# Next: [SASRec's levers](sasrec_levers.ipynb).
 #
 # ## References
 #
-# The documented recipe is from the Keras Recommenders examples {cite}`sharma2025keras`. SASRec
-# {cite}`kang2018`, the softmax over the catalogue for SASRec {cite}`klenitskiy2023`. The full list is on the page
-# of [references](../book/references.md).
+# The softmax over the catalogue for SASRec: {cite}`klenitskiy2023`. All are listed in [References](../book/references.md).

@@ -65,19 +65,19 @@ from rectutor.training import BestByNDCG, EpochLog
 SETTINGS = dict(
     #                     quick   full   smoke
     train_best=False,
-    data=("100k", "1m", "synthetic"),
-    context=(50, 200, 10),
-    width=(64, 64, 16),
-    blocks=(2, 2, 1),
-    heads=(2, 1, 2),
-    dropout=(0.35, 0.2, 0.2),
-    learning_rate=(0.005, 0.002, 0.003),
-    batch_size=64,
+    data=("100k", "1m", "synthetic"),  # which MovieLens
+    context=(50, 200, 10),  # movies read, the latest
+    width=(64, 64, 16),  # numbers a movie
+    blocks=(2, 2, 1),  # rounds of looking back
+    heads=(2, 1, 2),  # looks a round
+    dropout=(0.35, 0.2, 0.2),  # share of numbers that a step leaves out
+    learning_rate=(0.005, 0.002, 0.003),  # length of a step
+    batch_size=64,  # windows a step
     ahead=(5, 3, 2),  # how many of the next movies are targets
     direct=(25, 25, 3),  # how many of the latest reach the output
     average=(0.995, 0.995, 0.5),  # momentum of the average weights
-    epochs=(24, 100, 2),
-    patience=(5, 10, 1),
+    epochs=(24, 100, 2),  # passes, at most
+    patience=(5, 10, 1),  # epochs without a better validation NDCG@10
 )
 settings = run.settings(**SETTINGS)
 
@@ -150,7 +150,7 @@ run.show_effects(losses, "The losses compared")
 # negatives; here, in 75 epochs and with 256 of 1,682 movies, it is not.
 #
 # How the best combination does on more data is told by [a million ratings](../book/million.md).
-#
+
 # %% [markdown]
 # ## The code: the losses
 #

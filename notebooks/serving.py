@@ -74,22 +74,22 @@ run = chapter.start("serving")
 # %%
 SETTINGS = dict(
     #     quick, full, smoke
-    data=("100k", "1m", "synthetic"),
+    data=("100k", "1m", "synthetic"),  # which MovieLens
     # the sequence model
     context=(50, 100, 10),  # movies it reads
     width=(64, 128, 16),  # of a movie's vector
     units=(128, 256, 16),  # of the GRU
-    dropout=(0.4, 0.2, 0.4),
-    rate=0.005,
-    batch=64,
-    epochs=(8, 30, 1),
+    dropout=(0.4, 0.2, 0.4),  # share of numbers that a step leaves out
+    rate=0.005,  # length of a step
+    batch=64,  # windows a step
+    epochs=(8, 30, 1),  # passes
     # EASE, as on all pages
-    regularization=1000.0,
-    tau=3.0,
+    regularization=1000.0,  # ridge: what is added to the diagonal
+    tau=3.0,  # movies until a watch weighs a third
     # the ranker
     depths=((50, 100, 200), (50, 100, 200), (20, 40)),  # candidates
-    recall_at=((50, 100, 500), (50, 100, 500), (10, 20, 50)),
-    ranker_epochs=(20, 20, 2),
+    recall_at=((50, 100, 500), (50, 100, 500), (10, 20, 50)),  # lengths
+    ranker_epochs=(20, 20, 2),  # passes
     # the load
     seconds=(5.0, 5.0, 0.5),  # at 200 a second; a third for other rows
 )
@@ -679,11 +679,11 @@ print(f"{operations:,} operations, {moved / 1e6:.2f} MB: {must:.2f} ms")
 
 # %%
 questions = [{"history": each.tolist(), "k": 10} for each in histories]
-shown = ["clients", "rate", "failed", "per_second", "p50", "p99"]
 with load.started(place) as running:
     asked = running.url, questions, settings.seconds
     loads = pd.DataFrame(vars(found) for found in load.measure_each(*asked))
-    run.show_table(loads[shown], f"Load (ms); then {running.memory():.0f} MB")
+    table = loads[[*load.HEADERS]].rename(columns=load.HEADERS)
+    run.show_table(table, f"Load; then {running.memory():.0f} MB")
 run.fact("p99_ms_at_200_a_second", loads["p99"].iloc[-1])
 
 # %% [markdown]

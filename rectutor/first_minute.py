@@ -189,10 +189,11 @@ def check_history(data: Dataset, least: int) -> None:
     Raises:
         ValueError: no user has so many interactions of two stars and more.
     """
-    if most_likes(data) < least:
+    most = most_likes(data)
+    if most < least:
         raise ValueError(
             f"the chapter needs a user with {least} interactions of two stars and more, and the "
-            f"longest such history has {most_likes(data)}; give longer histories, or run the "
+            f"longest such history has {most}; give longer histories, or run the "
             "chapter on ranking or retrieval"
         )
 

@@ -84,6 +84,17 @@ class Load:
     slowest: float
 
 
+#: Of a table for readers: what is shown of a `Load`, to how it is called.
+HEADERS = {
+    "clients": "clients",
+    "rate": "due a second",
+    "failed": "failed",
+    "per_second": "answers a second",
+    "p50": "p50, ms",
+    "p99": "p99, ms",
+}
+
+
 @contextmanager
 def started(
     folder: str | os.PathLike[str], *arguments: str, timeout: float = 60

@@ -165,14 +165,12 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name.partition(":")[0]).casefold()
 
 
-def _times(table: pd.DataFrame, role: dict[str, str]) -> tuple[np.ndarray, str]:
+def _times(table: pd.DataFrame, role: dict[str, str], wanted: str) -> tuple[np.ndarray, str]:
     """The seconds of the column taken for the time, and what they are; refused where in doubt."""
     known, taken = NAMES["timestamp"].split(), role["timestamp"]
     others = [name for name in map(str, table) if _plain(name) in known]
     others = [name for name in others if name not in role.values()]
-    if not others or "timestamp" in _wanted(
-        list(table.columns), os.environ.get("RECTUTOR_COLUMNS", "")
-    ):
+    if not others or "timestamp" in _wanted(list(table.columns), wanted):
         return _own_columns.times(table[taken])
     either = f'say which is the time, such as RECTUTOR_COLUMNS="timestamp={others[0]}"'
     try:
@@ -192,7 +190,8 @@ def _read(path: Path) -> Dataset:
     table, how = _table_file.read(path)
     if len(set(table.columns)) < len(table.columns):
         raise ValueError(f"two columns of {list(table.columns)} have one name; rename one")
-    role = columns(list(table.columns), os.environ.get("RECTUTOR_COLUMNS", ""))
+    wanted = os.environ.get("RECTUTOR_COLUMNS", "")
+    role = columns(list(table.columns), wanted)
     if table.empty:
         raise ValueError("it has names and no rows; give a row an interaction")
     frame, said = pd.DataFrame(index=table.index), []
@@ -209,7 +208,7 @@ def _read(path: Path) -> Dataset:
             frame["rating"] = stars
         said.append(f"rating from {role['rating']!r} ({words})")
     if "timestamp" in role:
-        seconds, words = _times(table, role)
+        seconds, words = _times(table, role, wanted)
         frame["timestamp"] = np.floor(seconds).astype(np.int64)
         if words != "a counter, not a date":
             days = pd.to_datetime([seconds.min(), seconds.max()], unit="s").strftime("%Y-%m-%d")

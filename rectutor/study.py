@@ -116,14 +116,6 @@ class Effect:
             return "not settled here" if self.low > 0 or self.high < 0 else "no effect here"
         return "improves" if (self.value > 0) == (self.metric != "rmse") else "makes worse here"
 
-    def __str__(self) -> str:
-        digits = _DECIMALS[self.metric]
-        return (
-            f"study, {self.runs} runs: {self.what}: {METRICS[self.metric]} "
-            f"{self.from_value:.{digits}f} -> {self.to_value:.{digits}f}, {self.value:+.{digits}f} "
-            f"[{self.low:+.{digits}f}, {self.high:+.{digits}f}]: {self.verdict}"
-        )
-
 
 @dataclass(frozen=True)
 class Documented:
@@ -132,22 +124,24 @@ class Documented:
     Attributes:
         arm: the model of the study that repeats it.
         what: what it is called.
-        values: as documented; several where published copies differ.
+        values: digit for digit as documented; several where published copies differ.
         runs: the study's own.
     """
 
     arm: str
     what: str
-    values: tuple[float, ...]
+    values: tuple[str, ...]
     runs: Figure
 
     @property
     def is_within(self) -> bool:
         """Whether one of the values, as printed, is from the lowest to the highest run's."""
-        ends = self.runs.lowest, self.runs.highest
-        digits = {value: len(str(value).partition(".")[2]) for value in self.values}
-        low, high = ({v: round(end, digits[v]) for v in self.values} for end in ends)
-        return any(low[value] <= value <= high[value] for value in self.values)
+        for value in self.values:
+            digits = len(value.partition(".")[2])
+            low, high = (round(end, digits) for end in (self.runs.lowest, self.runs.highest))
+            if low <= float(value) <= high:
+                return True
+        return False
 
     @property
     def verdict(self) -> str:
@@ -155,7 +149,7 @@ class Documented:
         if self.is_within:
             return "within the runs"
         ends = self.runs.lowest, self.runs.highest
-        off = min(abs(value - end) for value in self.values for end in ends)
+        off = min(abs(float(value) - end) for value in self.values for end in ends)
         return f"not reproduced, {off:.4f} from the nearest run"
 
 
@@ -256,7 +250,7 @@ def placed(figures: Iterable[Documented]) -> pd.DataFrame:
         {
             "model": each.arm.partition("/")[2],
             "figure": each.what,
-            "documented": " or ".join(f"{value:.4g}" for value in each.values),
+            "documented": " or ".join(each.values),
             "study, mean": f"{each.runs.value:.4f}",
             "lowest to highest": f"{each.runs.lowest:.4f} to {each.runs.highest:.4f}",
             "verdict": each.verdict,

@@ -298,6 +298,9 @@ def digest(job: Job) -> str:
     if re.search(r"^from study import .*\bprotocol\b", source, re.MULTILINE):
         sources.append((Path(__file__).parent / "protocol.py").read_text("utf-8"))
         texts.append(_whole(sources[-1]))
+    for name, used in re.findall(r"^from study\.(?!core)(\w+) import (.+)$", source, re.MULTILINE):
+        sources.append((Path(__file__).parent / f"{name}.py").read_text("utf-8"))
+        texts.append(_text_of(_used(sources[-1], set(used.split(", ")))))
     asked = {node.attr for node in _nodes(own) if isinstance(node, ast.Attribute)} | {"SETTINGS"}
     for name in sorted({job.chapter, *re.findall(r'definitions\("(\w+)"\)', source)}):
         file = book.NOTEBOOKS / f"{name}.py"

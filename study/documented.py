@@ -15,30 +15,37 @@ class Documented(NamedTuple):
         arm: which arm repeats the recipe.
         key: the arm's metric, or fact.
         what: what it is called.
-        value: as printed; several where published copies differ.
+        value: digit for digit as printed; several where published copies differ.
     """
 
     arm: str
     key: str
     what: str
-    value: tuple[float, ...]
+    value: tuple[str, ...]
 
 
 FIGURES = (
-    Documented("ranking/documented", "test_loss", "test loss", (0.0659,)),
-    Documented("ranking/documented", "rmse", "test RMSE", (0.2568,)),
-    Documented("retrieval/random split: MSE, documented", "loss", "loss after epoch 50", (0.4669,)),
-    Documented("retrieval/random split: MSE, documented", "val_loss", "validation loss", (0.4743,)),
+    Documented("ranking/documented", "test_loss", "test loss", ("0.0659",)),
+    Documented("ranking/documented", "rmse", "test RMSE", ("0.2568",)),
     Documented(
-        "multi_task/documented, multi-task, stars", "accuracy", "top-10 accuracy", (0.0170, 0.0199)
+        "retrieval/random split: MSE, documented", "loss", "loss after epoch 50", ("0.4669",)
     ),
-    Documented("multi_task/documented, multi-task, stars", "rmse", "RMSE", (0.2503, 0.2508)),
+    Documented(
+        "retrieval/random split: MSE, documented", "val_loss", "validation loss", ("0.4743",)
+    ),
+    Documented(
+        "multi_task/documented, multi-task, stars",
+        "accuracy",
+        "top-10 accuracy",
+        ("0.0170", "0.0199"),
+    ),
+    Documented("multi_task/documented, multi-task, stars", "rmse", "RMSE", ("0.2503", "0.2508")),
     *(
         Documented(f"multi_task/documented, {kind}, stars", key, f"{what}, closing table", (value,))
         for kind, accuracy, error in (
-            ("rating-specialised", 0.005, 0.26),
-            ("retrieval-specialised", 0.020, 0.78),
-            ("multi-task", 0.022, 0.25),
+            ("rating-specialised", "0.005", "0.26"),
+            ("retrieval-specialised", "0.020", "0.78"),
+            ("multi-task", "0.022", "0.25"),
         )
         for key, what, value in (
             ("accuracy", "top-10 accuracy", accuracy),

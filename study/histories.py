@@ -27,12 +27,12 @@ def sizes_of(draw: Draw) -> dict[str, int]:
     return {"num_users": draw.data.num_users, "num_movies": draw.data.num_movies}
 
 
-def projecting(code: Any) -> Any:
-    """The chapter's model, which takes the conflict out of its gradients (JAX alone)."""
+def projecting(code: Any, kind: Any) -> Any:
+    """A kind of model of the chapter's that takes the conflict out of its gradients (JAX alone)."""
     import jax
     import jax.numpy as jnp
 
-    class Projecting(code.HistoryModel):  # type: ignore[misc]
+    class Projecting(kind):  # type: ignore[misc]
         def train_step(self, state: Any, data: Any) -> Any:
             values, others, slots, metrics = state
             x, y, _ = code.keras.utils.unpack_x_y_sample_weight(data)
@@ -50,8 +50,9 @@ def projecting(code: Any) -> Any:
             (first, aux), watch = pull(0)
             (second, _), rating = pull(1)
             (third, _), prior = pull(2)
-            shared = [self.user_table, self.movie_table, self.turn, *self.gru.trainable_weights]
-            known = {id(weight) for weight in shared}
+            known = {id(weight) for weight in (self.user_table, self.movie_table)}
+            if isinstance(self, code.HistoryModel):
+                known |= {id(weight) for weight in (self.turn, *self.gru.trainable_weights)}
             rows = [i for i, each in enumerate(self.trainable_variables) if id(each) in known]
             flat = [jnp.concatenate([g[i].ravel() for i in rows]) for g in (watch, rating)]
             total = sum(code.without_conflict(*flat))
@@ -96,7 +97,7 @@ READS = {
     "nothing": without_history,
     "mean": without_order,
     "order": lambda code: code.HistoryModel,
-    "order, projected": projecting,
+    "order, projected": lambda code: projecting(code, code.HistoryModel),
 }
 #: Chosen on validation, with both heads and for ratings alone.
 EPOCHS, ALONE = 10, 5

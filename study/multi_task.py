@@ -10,7 +10,7 @@ import pandas as pd
 from rectutor.evaluation import Trained, evaluate
 from rectutor.ratings import to_label
 from rectutor.splits import Split, leave_one_out
-from study import histories, specialists
+from study import histories, joint_variants, specialists
 from study.core import Comparison, Draw, Job, ranked, rated
 
 
@@ -215,7 +215,8 @@ def ranking(draw: Draw) -> dict[str, Any]:
 
 JOBS = [
     Job("multi_task", "joint-hidden", joint_hidden, seconds=70),
-    Job("multi_task", "specialist", specialists.at_shares, seconds=70),
+    Job("multi_task", "specialist", specialists.of_ids, seconds=240),
+    Job("multi_task", "specialist with features", specialists.with_features, seconds=240),
     Job("multi_task", "joint-visible", joint_visible, seconds=70),
     Job("multi_task", "documented-stars", documented_stars, seconds=30),
     Job("multi_task", "documented-watches", documented_watches, seconds=40),
@@ -226,6 +227,7 @@ JOBS = [
     Job("multi_task", "history-next", histories.next_movie, seconds=60),
     Job("multi_task", "history-ensemble", specialists.on_late, seconds=15),
     Job("multi_task", "history-projected", histories.projected, seconds=45),
+    Job("multi_task", "joint-variants", joint_variants.at_shares, seconds=120),
 ]
 
 _DOCUMENTED = "multi_task/documented, multi-task"
@@ -237,6 +239,10 @@ _KINDS = {
     "joint, hidden": "watches and ratings together",
     "pretrained, hidden": "first the watches, then the ratings",
     "joint, visible": "together, the test pairs' watches too",
+}
+_VARIANTS = {
+    "joint with experts": "two experts of half the width, a gate for each task",
+    "joint, projected": "gradients projected, watches and ratings together",
 }
 COMPARISONS = [
     Comparison("multi_task", _MEAN, _DOCUMENTED, f"{_DOCUMENTED} + C4", "ndcg", "C4"),
@@ -268,6 +274,27 @@ COMPARISONS = [
         )
         for kind, what in _KINDS.items()
         for share in _SHARES
+    ),
+    *(
+        Comparison(
+            "multi_task",
+            f"together, not a specialist with features, with {share:.0%} of the ratings",
+            f"multi_task/specialist with features, {share:.0%}",
+            f"multi_task/joint, hidden, {share:.0%}",
+            "rmse",
+        )
+        for share in _SHARES
+    ),
+    *(
+        Comparison(
+            "multi_task",
+            f"{what}, with {share:.0%} of the ratings",
+            f"multi_task/joint, hidden, {share:.0%}",
+            f"multi_task/{kind}, {share:.0%}",
+            "rmse",
+        )
+        for kind, what in _VARIANTS.items()
+        for share in joint_variants.SHARES
     ),
     Comparison(
         "multi_task", "the ratings besides the watches", "multi_task/retrieval specialist", _JOINT

@@ -501,7 +501,7 @@ def test_a_projecting_step_moves_what_is_shared_by_the_projected_gradients(
     from study import histories
 
     x, y, _ = in_time
-    model = histories.projecting(chapter)(x, y, USERS, MOVIES, dim=4)
+    model = histories.projecting(chapter, chapter.HistoryModel)(x, y, USERS, MOVIES, dim=4)
     for ours, theirs in zip(model.weights, reader.weights, strict=True):
         ours.assign(array(theirs))  # a copy, since a step gives its arrays away
     model.dropout.rate = 0.0

@@ -264,14 +264,16 @@ def test_a_broken_summary_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "within", "text"),
     [
-        ((0.256,), True, "within the runs"),
-        ((0.25,), True, "within the runs"),  # as rounded as it is printed
-        ((0.249,), False, "not reproduced, 0.0011 from the nearest run"),
-        ((0.21, 0.27), False, "not reproduced, 0.0100 from the nearest run"),
+        (("0.256",), True, "within the runs"),
+        (("0.25",), True, "within the runs"),  # as rounded as it is printed
+        (("0.250",), True, "within the runs"),
+        (("0.240",), False, "not reproduced, 0.0101 from the nearest run"),  # its zero counts
+        (("0.249",), False, "not reproduced, 0.0011 from the nearest run"),
+        (("0.21", "0.27"), False, "not reproduced, 0.0100 from the nearest run"),
     ],
 )
 def test_a_documented_figure_lies_within_the_runs_or_so_far_off(
-    values: tuple[float, ...], within: bool, text: str
+    values: tuple[str, ...], within: bool, text: str
 ) -> None:
     runs = reader.Figure(0.255, None, None, 0.2501, 0.26)
     documented = reader.Documented("toy/plain", "RMSE", values, runs)
