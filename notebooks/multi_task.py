@@ -766,7 +766,7 @@ run.show_study({name: f"multi_task/{name}" for name in names}, caption="NDCG@10 
 # :class: dropdown
 # :::
 
-# %%
+# %% tags=["nbval-check-output"]
 kinds = "joint, hidden", "joint with experts"
 run.show_study({k: of_share(k, settings.share) for k in kinds}, "rmse")
 

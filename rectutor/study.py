@@ -231,7 +231,7 @@ def compared(effects: Iterable[Effect]) -> dict[str, pd.DataFrame]:
         tables.setdefault(name, []).append(
             {
                 "what": f"{each.correction}: {each.what}".removeprefix(": "),
-                name: f"{each.from_value:.{digits}f} -> {each.to_value:.{digits}f}",
+                name: f"{each.from_value:.{digits}f} → {each.to_value:.{digits}f}",
                 "effect": f"{each.value:+.{digits}f} {ends}",
                 "runs": each.runs,
                 "verdict": each.verdict,
