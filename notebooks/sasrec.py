@@ -75,11 +75,11 @@ SETTINGS = dict(
     documented_blocks=(2, 2, 1),  # rounds of looking back
     # made right
     context=(50, 200, 10),  # movies read, the latest
-    width=(64, 64, 16),  # numbers a movie
+    width=(64, 128, 16),  # numbers a movie
     blocks=(2, 2, 1),  # rounds of looking back
-    heads=(2, 1, 2),  # looks a round
-    dropout=(0.35, 0.2, 0.2),  # share of numbers that a step leaves out
-    learning_rate=(0.005, 0.002, 0.003),  # length of a step
+    heads=2,  # looks a round
+    dropout=(0.35, 0.3, 0.2),  # share of numbers that a step leaves out
+    learning_rate=(0.005, 0.001, 0.003),  # length of a step
     batch_size=64,  # windows a step
     epochs=(24, 100, 2),  # passes, at most
     patience=(5, 10, 1),  # epochs without a better validation NDCG@10

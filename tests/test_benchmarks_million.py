@@ -127,7 +127,7 @@ def test_the_test_is_asked_beside_the_baselines(archive, tmp_path, monkeypatch):
 RUN = {
     "data": {"users": 6040, "movies": 3416, "interactions": 987531},
     "patience": 5,
-    "settings": {"patience": 10},
+    "settings": {"patience": 10, "width": 128},
     "epochs": [
         {"epoch": 1, "ndcg": 0.16, "seconds": 1800.0},
         {"epoch": 2, "ndcg": 0.17, "seconds": 1800.0},
@@ -148,8 +148,26 @@ PEER = {
 class TestPage:
     def test_the_best_comes_first_and_hours_are_of_training(self):
         rows = report.million_rows(RUN, PEER)
-        assert [row["model"] for row in rows] == ["RecTools, SASRec", "SASRec, levers", "EASE"]
+        assert [row["model"] for row in rows] == [
+            "RecTools, SASRec",
+            "SASRec, levers, 128 wide",
+            "EASE",
+        ]
         assert [row.get("hours") for row in rows] == [2.0, 1.0, None]
+
+    def test_an_earlier_run_is_a_row_and_its_settings_are_told(self):
+        earlier = RUN | {"settings": {"width": 64, "patience": 10}, "best": {"ndcg": 0.16}}
+        earlier["test"] = [RUN["test"][0], dict(RUN["test"][1], ndcg=[0.18, 0.17, 0.19])]
+        rows = report.million_rows(RUN, None, earlier)
+        assert [row["model"] for row in rows] == [
+            "SASRec, levers, 128 wide",
+            "SASRec, levers, 64 wide",
+            "EASE",
+        ]
+        text = report.million_page(RUN, None, earlier)
+        assert "Four sets have been tried" in text
+        assert "64 wide and reached\n0.160 on validation" in text
+        assert "Four sets" not in report.million_page(RUN, None)
 
     def test_an_aim_that_is_not_reached_is_told(self):
         text = report.million_page(RUN, None)
