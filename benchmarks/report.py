@@ -387,11 +387,11 @@ def million_rows(
         seconds = sum(epoch["seconds"] for epoch in of["epochs"])
         trained = {"epochs": len(of["epochs"]), "hours": seconds / 3600}
         for row in of["test"]:
-            if "SASRec" not in row["model"]:
-                told += [row] if of is not earlier else []
-                continue
-            wide = f", {of['settings']['width']} wide" if of is not peer else ""
-            told.append(row | trained | {"model": row["model"] + wide})
+            if "SASRec" in row["model"]:
+                wide = f", {of['settings']['width']} wide" if of is not peer else ""
+                told.append(row | trained | {"model": row["model"] + wide})
+            elif of is not earlier:  # its baselines are those of `run`
+                told.append(row)
     return sorted(told, key=lambda row: -row["ndcg"][0])
 
 
