@@ -316,7 +316,7 @@ run.documented()
 # Clicks are many and ratings few, says the motive; then both tasks get the same 80,000 rows, and neither knows more. Our picture is the fix.
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the three, measured", "code_prompt_show": "Show the code: the three, measured"} tags=["hide-input"]
 five_stars = int((test["rating"] == test["rating"].max()).sum())
 error = (accuracy * (1 - accuracy) / five_stars) ** 0.5
 print(f"C19: {accuracy:.4f} of {five_stars:,}, standard error {error:.4f}")
@@ -336,7 +336,7 @@ documented = models["multi-task"]
 
 # %%
 gap = to_stars(unit, data.rating_scale) - data.rating_scale[1] * unit
-print(f"stars minus the highest rating times p: {gap.mean():.4f}, on average")
+print(f"stars minus the top rating times p: {gap.mean():.4f}, on average")
 run.fact("c2_mean_gap_stars", float(gap.mean()))
 
 # %% [markdown]
@@ -345,7 +345,7 @@ run.fact("c2_mean_gap_stars", float(gap.mean()))
 # The metric has `k=100`, but is handed the ten movies that the retrieval layer returns.
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: the accuracy on ten and on a hundred", "code_prompt_show": "Show the code: the accuracy on ten and on a hundred"} tags=["hide-input"]
 hundred = top_movies(documented, users, min(100, data.num_movies))
 as_named, real = (documented_accuracy(each, test, 100) for each in (retrieved, hundred))
 print(f"k=10 on ten: {accuracy:.4f}, k=100 on ten: {as_named:.4f}, on a hundred: {real:.4f}")
@@ -385,7 +385,7 @@ def shared_pulls(model, x, y):
 
 size = min(settings.documented_batch, len(test))
 pulls = np.linalg.norm(shared_pulls(documented, *pairs(test[:size])), axis=1)
-print("the retrieval task pulls {:.4f}, the rating task {:.4f}".format(*pulls))
+print("retrieval pulls {:.4f}, the rating {:.4f}".format(*pulls))
 run.effect("C4")
 
 # %% [markdown]
@@ -414,7 +414,7 @@ print(f"equal pull: {pulls[1] / pulls[0]:.5f}; 1/B: {1 / size:.5f}")
 # asks what `tf.keras` is here; with `TF_USE_LEGACY_KERAS=1` it would be another package.
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: what tf.keras is", "code_prompt_show": "Show the code: what tf.keras is"} tags=["hide-input"]
 if settings.probe_tensorflow:
     import tensorflow as tf
 
@@ -435,7 +435,7 @@ if settings.probe_tensorflow:
 # the study trained with the fix, under protocol P of [Evaluation](../book/evaluation.md).
 # :::
 
-# %%
+# %% mystnb={"code_prompt_hide": "Hide the code: seen movies and false negatives, counted", "code_prompt_show": "Show the code: seen movies and false negatives, counted"} tags=["hide-input"]
 seen = past.groupby("user_id")["movie_id"].agg(set)
 lists = top_movies(documented, seen.index.to_numpy())
 hits = [*map(len, map(set.intersection, seen, lists))]
@@ -472,7 +472,7 @@ SPREADS = {"table": 0.3, "bias": 0.12, "head": 0.05, "rating": 0.22}
 
 # %%
 class JointModel(keras.Model):
-    """`m` members, each with two shared tables of width `d`, and two heads."""
+    """`m` members, each with two shared tables, `d` wide, and two heads."""
 
     def __init__(self, num_users, num_movies, members=8, dim=8):
         super().__init__()
@@ -492,7 +492,7 @@ class JointModel(keras.Model):
         self.built = True
 
     def expect(self, kind, shape):
-        """A weight with a normal prior; a table starts as a draw from it."""
+        """A weight with a normal prior; a table starts as drawn from it."""
         start = keras.initializers.RandomNormal(0, SPREADS[kind])
         weight = self.add_weight(shape, start if kind == "table" else "zeros")
         centre = self.add_weight(shape, "zeros", trainable=False)
@@ -579,7 +579,7 @@ def cosine(model, x, y):
 
 
 def some_rated(rated, share, seed):
-    """A share of the ratings, drawn at random; a larger one has it in it."""
+    """A random share of the ratings; a larger share has it in it."""
     order = np.random.default_rng(seed).permutation(len(rated))
     return rated.iloc[order[: max(1, round(share * len(rated)))]]
 
@@ -592,6 +592,8 @@ seconds = train_joint(model, past, rated, (1, 1), settings, run.seed)
 error = rmse(joint_labels(model, test), actual, users)
 noted = {"recipe": "made right", "protocol": "rating", "seconds": seconds}
 run.record(model="joint", metrics={"rmse": error}, **noted)
+
+# %% mystnb={"code_prompt_hide": "Hide the code: beside the study", "code_prompt_show": "Show the code: beside the study"} tags=["hide-input"]
 run.show_study({"joint": of_share("joint, hidden", settings.share)}, "rmse", {"joint": error.value})
 told = summary.arms["multi_task/joint"].facts.items()
 print(*(f"study, {key}: {each.value:+.3f}" for key, each in told if "cosine" in key), sep="\n")
@@ -636,7 +638,7 @@ run.show_effects(e for e in summary.of(run.name) if "history: " not in e.after)
 
 # %%
 def in_time(ratings, length=10):
-    """By user and time: `x` with histories `(n, length)`, `y`, and what is late."""
+    """In time: `x`, with histories `(n, length)`, `y`, and what is late."""
     now = np.unique(ratings["timestamp"], return_inverse=True)[1] + 1
     rows = ratings.assign(now=now).sort_values(["user_id", "now"], kind="stable")
     users, now, movies = rows[["user_id", "now", "movie_id"]].to_numpy().T
@@ -652,7 +654,7 @@ def in_time(ratings, length=10):
 
 # %%
 class HistoryModel(JointModel):
-    """One joint member, its user vectors with a history in them; trains on `x`, `y`."""
+    """One joint member with a history in its user vectors, on `x`, `y`."""
 
     def __init__(self, x, y, num_users, num_movies, dim=16):
         super().__init__(num_users, num_movies, members=1, dim=dim)
@@ -740,7 +742,9 @@ error = rmse(labels_in_time(model, after), y[late], after["user_id"])
 run.record(model="history", metrics={"rmse": error}, **noted)
 some = some_rows(before, slice(None, None, 20)), y[~late][::20]
 some = keras.tree.map_structure(ops.convert_to_tensor, some)  # for torch
-print(f"this run: RMSE {error.value:.4f}, cosine {cosine(model, *some):+.3f}")
+print(f"RMSE here {error.value:.4f}, cosine {cosine(model, *some):+.3f}")
+
+# %% mystnb={"code_prompt_hide": "Hide the code: the study", "code_prompt_show": "Show the code: the study"} tags=["hide-input"]
 run.show_effects(each for each in summary.of(run.name) if "history: " in each.after)
 names = ["joint", *(f"history: next movie {kind}" for kind in ("alone", "and rating"))]
 run.show_study({name: f"multi_task/{name}" for name in names}, caption="NDCG@10 in the study")

@@ -75,20 +75,20 @@ SETTINGS = dict(
     documented_blocks=(2, 2, 1),  # rounds of looking back
     # made right
     context=(50, 200, 10),  # movies read, the latest
-    width=(64, 128, 16),  # numbers a movie
+    width=(32, 128, 16),  # numbers a movie
     blocks=(2, 2, 1),  # rounds of looking back
     heads=2,  # looks a round
-    dropout=(0.35, 0.3, 0.2),  # share of numbers that a step leaves out
-    learning_rate=(0.005, 0.001, 0.003),  # length of a step
-    batch_size=64,  # windows a step
+    dropout=(0.1, 0.3, 0.2),  # share of numbers that a step leaves out
+    learning_rate=(0.004, 0.001, 0.003),  # length of a step
+    batch_size=(8, 64, 64),  # windows a step
     epochs=(24, 100, 2),  # passes, at most
-    patience=(5, 10, 1),  # epochs without a better validation NDCG@10
+    patience=(4, 10, 1),  # epochs without a better validation NDCG@10
 )
 settings = run.settings(**SETTINGS)
 
 # %%
-needs = {"needs": ("timestamps",), "min_users": 20, "min_movies": 20}
-data = run.load_data(settings.data, on_five_stars=True, min_likes=4, **needs)
+need = {"needs": ("timestamps",), "min_users": 20, "min_movies": 20}
+data = run.load_data(settings.data, on_five_stars=True, min_likes=4, **need)
 settings.context = run.length(settings.context)
 split = leave_one_out(data)
 last = data.movies["original_movie_id"].max()
@@ -486,7 +486,7 @@ print(f"{(read == PADDING_ID).mean():.1%} were read from the padding")
 # - vectors that start equally wide, whatever the catalogue, the movies scaled by the root of the width;
 # - dropout that is active, and no L2 penalty;
 # - a softmax over the catalogue: the next movie before all others, not before one;
-# - a higher rate, smaller batches, wider vectors, two heads.
+# - a higher rate, much smaller batches, narrower vectors, two heads.
 #
 # ### The loss
 #
@@ -556,10 +556,10 @@ class SASRec(keras.Model):
         self,
         num_movies,
         context,
-        width=64,
+        width=32,
         blocks=2,
         heads=2,
-        dropout=0.35,
+        dropout=0.1,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -656,7 +656,7 @@ def train_sasrec(model, draw, *, learning_rate, batch_size, seed, **how):
 # ### Training
 #
 # `best_by_ndcg` ranks the catalogue for every validation user after each epoch, keeps the best
-# weights and ends the training when there is no progress.
+# weights and ends when nothing improves.
 
 # %%
 sizes = split.num_users, settings.context, run.seed
@@ -673,7 +673,7 @@ print(f"best epoch {best.best_epoch}")
 # %% [markdown]
 # The validation movie is known when the test asks, and the baselines are fitted with it. So the number of
 # epochs is all we keep: a new model is trained for that
-# many on the training and validation parts together, and the test is asked once.
+# many on the training and validation parts, and the test is asked once.
 
 # %%
 known = pd.concat([split.train, split.validation])
@@ -689,8 +689,8 @@ for name, baseline in run.baselines(split).items():
 # %% [markdown]
 # ## Beside the baselines
 #
-# One run is one draw. The study has several, each with its own seed and order of the ties, and baselines that need
-# no training. **Guess first:** how far is the documented model ahead of popularity?
+# One run is one draw. The study has several, each with its own seed and order of the ties, and untrained
+# baselines. **Guess first:** how far is the documented model ahead of popularity?
 #
 # :::{dropdown} Answer
 # Hardly: their intervals overlap widely. And item kNN with recency, which nobody trained, is far ahead of both.
@@ -703,7 +703,7 @@ for n in ("made right", "as documented", "as documented, right position"):
 run.show_study(arms, own=own)
 
 # %% [markdown]
-# Our run splits by the file's order of the ties. For our model two settings of width 64 were compared, on validation only.
+# Our run splits by the file's order of the ties. Of 41 settings tried on validation (batch, rate, width, dropout) our model has the quickest of those within 0.002 of the best.
 #
 # ## Ten titles
 #

@@ -1,8 +1,7 @@
 """About how long GRU4Rec and SASRec take on a table of one's own, said before they begin.
 
-The costs of MovieLens 100K are those of the book's own runs (`quick`, two cores). How they grow
-with the catalogue was measured on one core, on MovieLens latest-small, which has five times the
-items. So it is an estimate: a busy or an older machine takes longer.
+The costs of MovieLens 100K and of latest-small, which has five times the items, were measured in
+the `quick` profile on two cores. So it is an estimate: a busy or an older machine takes longer.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ class Cost(NamedTuple):
 LENGTH = 50
 
 COSTS = {
-    "gru4rec": Cost(40, 0.10, 90e-6, False, (15, 5), 10e-6, 48e-9, (26, 24)),
-    "sasrec": Cost(40, 0.07, 10e-3, True, (10, 10), 32e-6, 20e-9, (48, 24)),
+    "gru4rec": Cost(40, 0.10, 28e-6, False, (15, 5), 5e-6, 5.3e-9, (13, 12)),
+    "sasrec": Cost(40, 0.07, 4e-3, True, (10, 10), 10e-6, 0.7e-9, (48, 24)),
 }
 
 

@@ -1,6 +1,6 @@
-"""SASRec's sizes halved, and what the page of levers adds: one by one, and all of it on a GRU.
+"""What SASRec made right is worth without a part, in other sizes, and with the levers' additions.
 
-Each is compared with the model made right at the early stop, as levers are. The GRU takes the place
+Each is compared with the model made right at the early stop, as levers are. A GRU takes the place
 of the Transformer blocks in the best combination; all else, settings included, stays.
 """
 
@@ -13,6 +13,8 @@ from tools import book
 
 #: Units of the GRU for each number of a vector, as in the GRU4Rec chapter.
 UNITS = 2
+#: Targets of the lever on its own; the best combination does without.
+AHEAD = 5
 
 
 def with_gru(code: Any) -> Any:
@@ -47,7 +49,7 @@ def with_gru(code: Any) -> Any:
 
 
 def built(draw: Draw, gru: bool = False, **network: Any) -> Any:
-    """A model with the settings of the page of levers, not trained yet.
+    """A model with the chapter's settings, not trained yet.
 
     Args:
         draw: the run.
@@ -56,7 +58,7 @@ def built(draw: Draw, gru: bool = False, **network: Any) -> Any:
     """
     import keras
 
-    code, settings = book.definitions("sasrec_levers"), settings_of(draw)
+    code, settings = book.definitions("sasrec_levers"), draw.settings
     sizes = ("context", "width", "blocks", "heads", "dropout")
     keras.utils.set_random_seed(draw.seed)
     kind = with_gru(code) if gru else code.LeverSASRec
@@ -68,47 +70,63 @@ def settings_of(draw: Draw) -> Any:
     return Draw("sasrec_levers", draw.number, draw.profile).settings
 
 
-def train(draw: Draw, model: Any, rows: Any, **how: Any) -> None:
-    """Train with the settings of the page of levers.
+def train(draw: Draw, model: Any, rows: Any, shuffled: bool = True, **how: Any) -> None:
+    """Train with the chapter's settings.
 
     Args:
         draw: the run.
         model: is trained.
-        rows: the ratings to learn from; their ties come in a new order each epoch.
+        rows: the ratings to learn from.
+        shuffled: whether their ties come in a new order each epoch.
         how: `epochs`, `average` and `callbacks`.
     """
-    code, settings = book.definitions("sasrec_levers"), settings_of(draw)
-    sizes = (draw.split.num_users, model.config["context"], draw.seed)
+    code, settings = book.definitions("sasrec_levers"), draw.settings
+    sizes = (draw.split.num_users, model.config["context"], draw.seed, shuffled)
     recipe = {"learning_rate": settings.learning_rate, "batch_size": settings.batch_size}
     code.train_levers(model, code.with_ties(rows, *sizes), **recipe, seed=draw.seed, **how)
 
 
-def stopped(draw: Draw, average: float = 0.0, **network: Any) -> tuple[dict[str, Any], Any]:
+def stopped(
+    draw: Draw, average: float = 0.0, shuffled: bool = True, **network: Any
+) -> tuple[dict[str, Any], Any]:
     """A model at its early stop: what the test says of it, and what stopped it."""
     from rectutor.evaluation import Trained, evaluate
     from rectutor.training import BestByNDCG
 
-    code, settings = book.definitions("sasrec_levers"), settings_of(draw)
+    code, settings = book.definitions("sasrec_levers"), draw.settings
     model = built(draw, **network)
     scores = Trained(code.lever_scores(model), draw.split.train)
     best = BestByNDCG(scores, draw.split, patience=settings.patience)
     how = {"epochs": settings.epochs, "average": average, "callbacks": [best]}
-    train(draw, model, draw.split.train, **how)
+    train(draw, model, draw.split.train, shuffled, **how)
     top = max(each["ndcg"] for each in best.history)
     kept = {"epochs": best.best_epoch, "validation_ndcg": top}
     return ranked(evaluate(scores, draw.split, num_resamples=1), **kept), best
 
 
+def no_blocks(draw: Draw) -> dict[str, Any]:
+    """The latest movie and its place alone."""
+    return {"made right, no blocks": stopped(draw, blocks=0)[0]}
+
+
+def ties_as_they_are(draw: Draw) -> dict[str, Any]:
+    """The order of the ties stays that of the run's table."""
+    return {"shuffled ties off": stopped(draw, shuffled=False)[0]}
+
+
+def watched_compete(draw: Draw) -> dict[str, Any]:
+    """A softmax in which the movies watched take part."""
+    return {"made right, the watched compete": stopped(draw, watched=True)[0]}
+
+
 def half_the_context(draw: Draw) -> dict[str, Any]:
     """Windows of half the length."""
-    return {
-        "made right, half the context": stopped(draw, context=settings_of(draw).context // 2)[0]
-    }
+    return {"made right, half the context": stopped(draw, context=draw.settings.context // 2)[0]}
 
 
-def half_the_width(draw: Draw) -> dict[str, Any]:
-    """Vectors of half the length."""
-    return {"made right, half the width": stopped(draw, width=settings_of(draw).width // 2)[0]}
+def twice_the_width(draw: Draw) -> dict[str, Any]:
+    """Vectors of twice the length."""
+    return {"made right, twice the width": stopped(draw, width=draw.settings.width * 2)[0]}
 
 
 def one_block(draw: Draw) -> dict[str, Any]:
@@ -118,7 +136,7 @@ def one_block(draw: Draw) -> dict[str, Any]:
 
 def targets(draw: Draw) -> dict[str, Any]:
     """More than the next movie."""
-    return {"made right, 5 targets": stopped(draw, ahead=settings_of(draw).ahead)[0]}
+    return {"made right, 5 targets": stopped(draw, ahead=AHEAD)[0]}
 
 
 def direct_way(draw: Draw) -> dict[str, Any]:
@@ -132,13 +150,14 @@ def averaged(draw: Draw) -> dict[str, Any]:
 
 
 def on_a_gru(draw: Draw) -> dict[str, Any]:
-    """All three on a GRU: early stop, trained anew with validation, tested once."""
+    """The best combination on a GRU: early stop, trained anew with validation, tested once."""
     import pandas as pd
 
     from rectutor.evaluation import Trained, evaluate
 
     settings = settings_of(draw)
-    network = {"gru": True, "ahead": settings.ahead, "direct": settings.direct}
+    names = ("width", "ahead", "direct")
+    network = {"gru": True} | {name: getattr(settings, name) for name in names}
     early, best = stopped(draw, settings.average, **network)
     known = pd.concat([draw.split.train, draw.split.validation])
     model = built(draw, **network)
@@ -149,8 +168,11 @@ def on_a_gru(draw: Draw) -> dict[str, Any]:
 
 
 JOBS = [
-    Job("sasrec", "half the context", half_the_context, seconds=80.0),
-    Job("sasrec", "half the width", half_the_width, seconds=80.0),
+    Job("sasrec", "made right, no blocks", no_blocks, seconds=30.0),
+    Job("sasrec", "shuffled ties off", ties_as_they_are, seconds=50.0),
+    Job("sasrec", "made right, the watched compete", watched_compete, seconds=50.0),
+    Job("sasrec", "half the context", half_the_context, seconds=50.0),
+    Job("sasrec", "twice the width", twice_the_width, seconds=80.0),
     Job("sasrec", "one block", one_block, seconds=80.0),
     Job("sasrec", "5 targets", targets, seconds=120.0),
     Job("sasrec", "direct way", direct_way, seconds=120.0),

@@ -286,28 +286,32 @@ def missing(job: Job, code: str) -> list[int]:
 def digest(job: Job) -> str:
     """What decides a job's figures, in 16 letters.
 
-    That is its own code, what it uses of its chapter, the chapter's settings in the profile that
-    the study has, and the modules of the package that these import. Comments, docstrings and the
-    layout of the code take no part.
+    That is its own code, what it uses of its chapter, the settings that these read, in the profile
+    that the study has, and the modules of the package that they import. Comments, docstrings and
+    the layout of the code take no part.
     """
     module = inspect.getmodule(job.function)
     assert module is not None
     source = inspect.getsource(module)
     own = _used(source, {job.function.__name__})
-    texts, sources = [_text_of(own)], [source]
+    code, whole, sources = [*own], list[str](), [source]
     if re.search(r"^from study import .*\bprotocol\b", source, re.MULTILINE):
         sources.append((Path(__file__).parent / "protocol.py").read_text("utf-8"))
-        texts.append(_whole(sources[-1]))
+        whole.append(_whole(sources[-1]))
     for name, used in re.findall(r"^from study\.(?!core)(\w+) import (.+)$", source, re.MULTILINE):
         sources.append((Path(__file__).parent / f"{name}.py").read_text("utf-8"))
-        texts.append(_text_of(_used(sources[-1], set(used.split(", ")))))
-    asked = {node.attr for node in _nodes(own) if isinstance(node, ast.Attribute)} | {"SETTINGS"}
+        code += _used(sources[-1], set(used.split(", ")))
+    asked = {node.attr for node in _nodes(code) if isinstance(node, ast.Attribute)}
+    settings = list[ast.stmt]()
     for name in sorted({job.chapter, *re.findall(r'definitions\("(\w+)"\)', source)}):
         file = book.NOTEBOOKS / f"{name}.py"
         if file.is_file():
             sources.append(file.read_text("utf-8"))
-            texts.append(_text_of(map(_quick, _used(sources[-1], asked, of_chapter=True))))
-    texts += map(_whole, _imported(sources))
+            code += _used(sources[-1], asked - {"SETTINGS"}, of_chapter=True)
+            settings += _used(sources[-1], {"SETTINGS"}, of_chapter=True)
+    read = _settings_read(code)
+    texts = [_text_of(code), *(_quick(each, read) for each in settings)]
+    texts += [*whole, *map(_whole, _imported(sources))]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
@@ -334,14 +338,36 @@ def _used(source: str, names: set[str], of_chapter: bool = False) -> list[ast.st
     return [found[each] for each in sorted(found)]
 
 
-def _quick(node: ast.stmt) -> ast.stmt:
-    """Of a chapter's settings, those of the profile `quick`; any other statement as it is."""
-    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SETTINGS":
-        assert isinstance(node.value, ast.Call)
-        for setting in node.value.keywords:
-            if isinstance(setting.value, ast.Tuple):
-                setting.value = setting.value.elts[chapter.PROFILES.index("quick")]
-    return node
+def _settings_read(code: Sequence[ast.stmt]) -> set[str] | None:
+    """The names of the settings that code reads; None where it may be any of them.
+
+    What holds settings has that word in its name: `settings.width`, `settings_of(draw).width`.
+    """
+
+    def holds(node: ast.AST) -> bool:
+        return "settings" in ast.unparse(node).partition("(")[0].rpartition(".")[2]
+
+    read = set[str]()
+    for node in _nodes(code):
+        if isinstance(node, ast.Attribute) and holds(node.value):
+            read.add(node.attr)
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if called in ("getattr", "vars") and holds(node.args[0]):
+            return None
+    return read
+
+
+def _quick(statement: ast.stmt, read: set[str] | None) -> str:
+    """A chapter's settings in the profile `quick`, those that are read alone; None: all."""
+    assert isinstance(statement, ast.Assign)
+    assert isinstance(statement.value, ast.Call)
+    at, texts = chapter.PROFILES.index("quick"), list[str]()
+    for setting in statement.value.keywords:
+        if read is None or setting.arg in read:
+            value = setting.value
+            value = value.elts[at] if isinstance(value, ast.Tuple) else value
+            texts.append(f"{setting.arg}={ast.dump(value)}")
+    return "\n".join(texts)
 
 
 def _imported(sources: Sequence[str]) -> list[str]:

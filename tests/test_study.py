@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import sys
@@ -302,13 +303,29 @@ def test_of_a_chapter_what_is_defined_counts_and_variables_of_cells_do_not() -> 
     assert [getattr(each, "name", "RATE") for each in used] == ["RATE", "train"]
 
 
-def test_of_the_settings_those_of_the_profile_that_the_study_has_count() -> None:
-    def text(source: str) -> str:
-        used = core._used(source, {"SETTINGS"}, of_chapter=True)
-        return core._text_of(map(core._quick, used))
+def test_of_the_settings_those_that_are_read_count_in_the_profile_that_the_study_has() -> None:
+    def text(source: str, read: set[str] | None = None) -> str:
+        return core._quick(ast.parse(source).body[0], read)
 
     settings = "SETTINGS = dict(epochs=({}, {}, 1), pairs=((1, 2), (3, 4), (5,)), width=8)\n"
     assert text(settings.format(5, 100)) == text(settings.format(5, 200))
     assert text(settings.format(5, 100)) != text(settings.format(6, 100))
     assert text(settings.format(5, 100)) != text(settings.format(5, 100).replace("8", "9"))
     assert text(settings.format(5, 100)) != text(settings.format(5, 100).replace("(1, 2)", "(1,)"))
+    other = settings.format(5, 100).replace("8", "9")
+    assert text(other, {"epochs"}) == text(settings.format(5, 100), {"epochs"})
+    assert text(other, {"width"}) != text(settings.format(5, 100), {"width"})
+
+
+@pytest.mark.parametrize(
+    ("code", "read"),
+    [
+        ("model(settings.width, draw.settings.rate, self.blocks)", {"width", "rate"}),
+        ("settings_of(draw).context // 2", {"context"}),
+        ("[getattr(settings, name) for name in names]", None),
+        ("vars(draw.settings)", None),
+        ("getattr(each, 'embeddings')", set()),
+    ],
+)
+def test_which_settings_code_reads(code: str, read: set[str] | None) -> None:
+    assert core._settings_read(ast.parse(code).body) == read
