@@ -101,6 +101,15 @@ class Progress:
     def add(self, row: dict[str, float]) -> None:
         """Keep one more epoch."""
         self.kept["epochs"].append(row)
+        self.write()
+
+    def ask(self) -> None:
+        """Keep after how many epochs the test is asked; a run that goes on is asked again."""
+        self.kept["asked"] = [*self.kept.get("asked", []), len(self.epochs)]
+        self.write()
+
+    def write(self) -> None:
+        """Write the file."""
         write_text(json.dumps(self.kept, indent=1) + "\n", self.file)
 
     @property
@@ -178,6 +187,7 @@ def test(split: Any, model: Any, scores: Any, progress: Progress) -> Path:
     from rectutor.evaluation import Trained, evaluate
 
     model.load_weights(progress.file.parent / "best.weights.h5")
+    progress.ask()
     known = pd.concat([split.train, split.validation])
     asked = {"SASRec, levers": Trained(scores, split.train)}
     fitted = {

@@ -122,6 +122,7 @@ def test_the_test_is_asked_beside_the_baselines(archive, tmp_path, monkeypatch):
     assert [row["model"] for row in stored["test"]][:2] == ["SASRec, levers", "popularity"]
     assert all(low <= value <= high for row in stored["test"] for value, low, high in [row["ndcg"]])
     assert stored["best"]["epoch"] == 1
+    assert stored["asked"] == million.Progress(tmp_path, settings).kept["asked"] == [1]
 
 
 RUN = {
@@ -168,6 +169,11 @@ class TestPage:
         assert "Four sets have been tried" in text
         assert "64 wide and reached\n0.160 on validation" in text
         assert "Four sets" not in report.million_page(RUN, None)
+
+    def test_how_often_the_test_was_asked_is_told(self):
+        assert "The test was asked once" in report.million_page(RUN, None)
+        text = report.million_page(RUN | {"asked": [1, 2]}, None)
+        assert "The test was asked after 1 and after 2 epochs" in text
 
     def test_an_aim_that_is_not_reached_is_told(self):
         text = report.million_page(RUN, None)
