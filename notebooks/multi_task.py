@@ -449,8 +449,8 @@ run.effect("C11")
 #
 # The joint model has the same two tables, $p_u$ and $q_i$, and two heads without hidden layers:
 #
-# $$s_{ui} = p_u^\top q_i + a_i, \qquad
-#   \hat y_{ui} = \mu + b_u + b_i + \kappa\, a_i + v^\top q_i + w^\top p_u + p_u^\top \big((0.1 + g) \odot q_i\big)$$
+# $$\begin{gathered}s_{ui} = p_u^\top q_i + a_i, \\
+#   \hat y_{ui} = \mu + b_u + b_i + \kappa\, a_i + v^\top q_i + w^\top p_u + p_u^\top \big((0.1 + g) \odot q_i\big)\end{gathered}$$
 #
 # The **watch head** says with a softmax over the whole catalogue which movie is watched, and
 # $a_i$ learns the movie's popularity. The **rating head** has biases as in [ranking](ranking.ipynb), and reads the tables by a few weights, $g$, $v$, $w$, $\kappa$,

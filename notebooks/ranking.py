@@ -305,9 +305,9 @@ run.documented()
 # Is an error of that size good? Only a [baseline](../book/glossary.md) can tell. Some users are generous,
 # and some movies are good {cite}`koren2009`:
 #
-# $$\hat{y}_{ui} = \mu + b_u + b_i, \qquad
+# $$\begin{gathered}\hat{y}_{ui} = \mu + b_u + b_i, \\
 # b_i = \frac{\sum_{u \in U_i} (y_{ui} - \mu - b_u)}{n_i + \lambda}, \qquad
-# b_u = \frac{\sum_{i \in I_u} (y_{ui} - \mu - b_i)}{n_u + \lambda} .$$
+# b_u = \frac{\sum_{i \in I_u} (y_{ui} - \mu - b_i)}{n_u + \lambda} .\end{gathered}$$
 #
 # $\mu$ is the mean label. The biases are averages of what is left over, shrunk towards zero: $\lambda$ says
 # how many ratings we want to see before we believe them. The two formulas need each other, so we go

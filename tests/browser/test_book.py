@@ -55,6 +55,11 @@ CUT = """() => [...document.querySelectorAll(
     return clips || e.scrollWidth > e.clientWidth + 1;
   }).map(e => `${innerWidth}: ${e.tagName} ${e.textContent.trim().slice(0, 60)}`)"""
 
+#: Formulas of which a part is out of sight on a desk; on a phone they scroll.
+CUT_FORMULAS = """() => [...document.querySelectorAll('mjx-container[display="true"]')]
+  .filter(e => e.getClientRects().length && e.scrollWidth > e.clientWidth + 1)
+  .map(e => `formula: ${e.textContent.trim().slice(0, 60)}`)"""
+
 #: Leaves one code token of each kind, which is enough to judge the colours and takes a tenth of the
 #: time: a chapter has thousands.
 THIN_OUT_CODE = """() => {
@@ -144,6 +149,7 @@ def visited(site: str, chromium: Browser) -> Callable[[str], Visit]:
                     page.set_viewport_size(size)
                     page.evaluate("new Promise(done => requestAnimationFrame(done))")
                     seen.cut += page.evaluate(CUT)
+                    seen.cut += page.evaluate(CUT_FORMULAS) if size is DESK else []
                     seen.scrolls_sideways[size["width"]] = page.evaluate(
                         "document.documentElement.scrollWidth"
                     )
