@@ -1,7 +1,12 @@
 """SASRec on a million ratings, to its early stop, over as many sessions as that takes.
 
 usage: python -m benchmarks.million [--hours 6]
+       python -m benchmarks.million --refit      train anew with the movies that validation held
        python -m benchmarks.million --test       ask the test, once, and store what it says
+       python -m benchmarks.million --baselines  choose those on validation, ask, and store likewise
+
+`--chapter sasrec` does so with the first page's SASRec, `--chapter sasrec_levers` (what happens
+unless it is given) with the levers' best combination.
 
 The file `ml-1m-sequences.zip` in the folder `RECTUTOR_ARCHIVES` holds MovieLens 1M as the SASRec
 paper prepared it: a line a user, the movies oldest first, those with fewer than five ratings left
@@ -10,7 +15,8 @@ one before chooses the epoch.
 
 Every epoch leaves a checkpoint under `_build/million`, so a run that was stopped goes on where it
 was. It ends when validation has not risen for some epochs, or after so many hours of a processor's
-time in all.
+time in all. Then a new model may be trained on all but the test, for as many epochs as validation
+chose.
 """
 
 from __future__ import annotations
@@ -21,9 +27,10 @@ import json
 import os
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -32,10 +39,19 @@ from benchmarks.measure import RESULTS, ROOT, machine, store
 from rectutor import chapter
 from rectutor.environment import write_text
 
+if TYPE_CHECKING:
+    from rectutor.splits import Split
+
 ARCHIVE = "ml-1m-sequences.zip"
 FOLDER = ROOT / "_build" / "million"
 SEED = 42
 PATIENCE = 5  # epochs without a better validation NDCG@10
+Look = Callable[[dict[str, float]], bool]
+#: What a chapter's model is called here, and what its functions are called there.
+CHAPTERS = {
+    "sasrec_levers": ("SASRec, levers", "levers_model", "lever_scores", "with_ties"),
+    "sasrec": ("SASRec", "made_right", "sasrec_scores", "windows_with_shuffled_ties"),
+}
 
 
 def sequences() -> pd.DataFrame:
@@ -60,7 +76,7 @@ def sequences() -> pd.DataFrame:
     )
 
 
-def leave_one_out() -> Any:
+def leave_one_out() -> Split:
     """The book's split of it."""
     from rectutor import splits
     from rectutor.data import from_dataframe
@@ -69,16 +85,23 @@ def leave_one_out() -> Any:
     return splits.leave_one_out(from_dataframe(sequences(), **columns, name="1m, sequences"))
 
 
-def settings_of(code: Any) -> SimpleNamespace:
-    """Those of the page of the levers, for MovieLens 1M."""
-    return chapter.Run("sasrec_levers", "full", SEED, "", "").settings(**code.SETTINGS)
+def code_of(name: str) -> SimpleNamespace:
+    """A chapter's `settings` for MovieLens 1M, its `model`, its `scores` and its `windows`."""
+    from tools import book
+
+    defined = book.definitions(name)
+    called, *functions = CHAPTERS[name]
+    parts = zip(("model", "scores", "windows"), functions, strict=True)
+    settings = chapter.Run(name, "full", SEED, "", "").settings(**defined.SETTINGS)
+    made = {part: getattr(defined, function) for part, function in parts}
+    return SimpleNamespace(chapter=name, called=called, settings=settings, **made)
 
 
 class Progress:
     """What was found epoch by epoch, in a file.
 
     Args:
-        folder: where it is kept.
+        folder: where it is kept; made if it is not there.
         settings: of the run; another run's are refused.
 
     Raises:
@@ -86,6 +109,7 @@ class Progress:
     """
 
     def __init__(self, folder: Path, settings: SimpleNamespace) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "epochs.json"
         self.kept: dict[str, Any] = {"settings": vars(settings), "epochs": []}
         if self.file.is_file():
@@ -103,10 +127,24 @@ class Progress:
         self.kept["epochs"].append(row)
         self.write()
 
-    def ask(self) -> None:
-        """Keep after how many epochs the test is asked; a run that goes on is asked again."""
-        self.kept["asked"] = [*self.kept.get("asked", []), len(self.epochs)]
+    def refit(self) -> Progress:
+        """That of the model that is trained anew, in a folder below."""
+        settings = SimpleNamespace(**self.kept["settings"])
+        return Progress(self.file.parent / "refit", settings)
+
+    def ask(self) -> dict[str, Any]:
+        """All that is told of the run, with how often the test is asked, this time included.
+
+        Raises:
+            SystemExit: it was to be trained anew, and is not yet.
+        """
+        again = self.refit().epochs
+        if len(again) not in (0, epochs := self.best["epoch"]):
+            raise SystemExit(f"error: trained anew for {len(again)} of {epochs} epochs: go on")
+        asked = f"after {len(self.epochs)} epochs" + ", trained anew" * bool(again)
+        self.kept["asked"] = [*self.kept.get("asked", []), asked]
         self.write()
+        return {**self.kept, "best": self.best, "refit": again}
 
     def write(self) -> None:
         """Write the file."""
@@ -125,40 +163,45 @@ class Progress:
         return stalled or sum(row["seconds"] for row in self.epochs) >= hours * 3600
 
 
-def train(split: Any, model: Any, scores: Any, progress: Progress, hours: float, code: Any) -> None:
-    """Train from the last checkpoint on, until it stalls or the time is up."""
+def train(
+    rows: pd.DataFrame, split: Split, model: Any, progress: Progress, look: Look, code: Any
+) -> None:
+    """Train from the last checkpoint on.
+
+    Args:
+        rows: what is learned from.
+        split: whose users they are of.
+        model: not compiled.
+        progress: tells the settings, what is done, and where the checkpoint is.
+        look: called after each epoch with its `epoch`, `loss` and `seconds`, the averaged weights
+            (if there are any) in the model; says whether the run is over.
+        code: the chapter's, as `code_of` gives it.
+    """
     import keras
 
     from rectutor.bucketing import Bucketed
-    from rectutor.evaluation import Trained, evaluate
 
     settings, folder = SimpleNamespace(**progress.kept["settings"]), progress.file.parent
-    asked = Trained(scores, split.train)
 
-    class Look(keras.callbacks.Callback):
-        """Ask validation after each epoch, and keep what it says and the best weights."""
+    class Told(keras.callbacks.Callback):
+        """Tell `look` what an epoch came to."""
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self.start = time.process_time()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            seconds = time.process_time() - self.start
-            found = evaluate(asked, split, on="validation", num_resamples=1)
-            row = {"epoch": epoch + 1, "loss": round(float(logs["loss"]), 4)}
-            row |= {"ndcg": round(found.ndcg, 4), "hit_rate": round(found.hit_rate, 4)}
-            progress.add(row | {"seconds": round(seconds, 1)})
-            print(progress.epochs[-1], flush=True)
-            if progress.best["epoch"] == epoch + 1:
-                self.model.save_weights(folder / "best.weights.h5")
-            self.model.stop_training = progress.is_over(hours)
+            seconds = round(time.process_time() - self.start, 1)
+            row = {"epoch": epoch + 1, "loss": round(float(logs["loss"]), 4), "seconds": seconds}
+            self.model.stop_training = look(row)
 
     checkpoint, done = folder / "checkpoint.npz", len(progress.epochs)
-    draw = code.with_ties(split.train, split.num_users, settings.context, SEED, shuffled=False)
+    draw = code.windows(rows, split.num_users, settings.context, SEED)
     drawn = Bucketed(draw, settings.batch_size, SEED)
     if done:  # the batches of the epoch that comes now
         drawn.epoch = done - 1
         drawn.on_epoch_end()
-    how = {"use_ema": True, "ema_momentum": settings.average}
+    averaged = "average" in progress.kept["settings"]
+    how = {"use_ema": True, "ema_momentum": settings.average} if averaged else {}
     model.compile(optimizer=keras.optimizers.Adam(settings.learning_rate, **how))
     model.optimizer.build(model.trainable_variables)
     state = [*model.variables, *model.optimizer.variables]
@@ -175,80 +218,143 @@ def train(split: Any, model: Any, scores: Any, progress: Progress, hours: float,
             np.savez(half, *(keras.ops.convert_to_numpy(each) for each in state))
             half.replace(checkpoint)
 
-    # in this order: what is kept are the weights themselves, validation sees their average
-    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    # in this order: what is kept are the weights themselves, `look` sees their average
+    swap = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] * averaged
     how = {"initial_epoch": done, "epochs": 10_000, "verbose": 0, "shuffle": False}
-    model.fit(drawn, **how, callbacks=[Keep(), swap, Look()])
+    model.fit(drawn, **how, callbacks=[Keep(), *swap, Told()])
 
 
-def test(split: Any, model: Any, scores: Any, progress: Progress) -> Path:
-    """Ask the test with the best weights, beside the baselines; the file it is stored in."""
-    from rectutor import baselines
+def choose(split: Split, model: Any, progress: Progress, hours: float, code: Any) -> None:
+    """Train until validation stalls or the time is up, and keep the best weights."""
     from rectutor.evaluation import Trained, evaluate
 
-    model.load_weights(progress.file.parent / "best.weights.h5")
-    progress.ask()
-    known = pd.concat([split.train, split.validation])
-    asked = {"SASRec, levers": Trained(scores, split.train)}
-    fitted = {
-        "popularity": baselines.Popularity(),
-        "EASE": baselines.EASE(1000.0),
-        "EASE, recency": baselines.EASE(1000.0, 3.0),
-    }
-    for name, baseline in fitted.items():
-        asked[name] = Trained(baseline.fit(split, include_validation=True), known)
-    rows = []
-    for name, recommender in asked.items():
-        found = evaluate(recommender, split)
-        row = {"model": name}
-        for metric in ("hit_rate", "ndcg"):
-            value = found.metrics[metric]
-            row[metric] = [round(each, 4) for each in (value.value, value.low, value.high)]
-        rows.append(row)
+    scores = Trained(code.scores(model), split.train)
+
+    def look(row: dict[str, float]) -> bool:
+        found = evaluate(scores, split, on="validation", num_resamples=1)
+        row |= {"ndcg": round(found.ndcg, 4), "hit_rate": round(found.hit_rate, 4)}
+        progress.add(row)
         print(row, flush=True)
+        if progress.best["epoch"] == row["epoch"]:
+            model.save_weights(progress.file.parent / "best.weights.h5")
+        return progress.is_over(hours)
+
+    train(split.train, split, model, progress, look, code)
+
+
+def known(split: Split) -> pd.DataFrame:
+    """What is before the test."""
+    return pd.concat([split.train, split.validation])
+
+
+def refit(split: Split, model: Any, progress: Progress, code: Any) -> None:
+    """Train a new model on all but the test, for the epochs that validation chose.
+
+    Raises:
+        SystemExit: validation has chosen none yet.
+    """
+    if not progress.epochs:
+        raise SystemExit("error: train first, without --refit: validation chooses the epochs")
+    again, epochs = progress.refit(), progress.best["epoch"]
+
+    def look(row: dict[str, float]) -> bool:
+        again.add(row)
+        print(row, flush=True)
+        model.save_weights(again.file.parent / "best.weights.h5")
+        return row["epoch"] >= epochs
+
+    if len(again.epochs) < epochs:
+        train(known(split), split, model, again, look, code)
+
+
+def test(split: Split, model: Any, progress: Progress, code: Any) -> Path:
+    """Ask the test; the file it is stored in.
+
+    The model is the one that was trained anew, or else that of the best epoch.
+    """
+    from rectutor.evaluation import Trained
+
+    told = progress.ask()
+    folder = (progress.refit() if told["refit"] else progress).file.parent
+    model.load_weights(folder / "best.weights.h5")
+    learned = known(split) if told["refit"] else split.train
+    row = {"model": code.called} | asked(Trained(code.scores(model), learned), split)
+    name = "million" if code.chapter == "sasrec_levers" else f"million-{code.chapter}"
+    return keep(name, split, told | {"chapter": code.chapter, "patience": PATIENCE, "test": [row]})
+
+
+def baselines(split: Split) -> Path:
+    """Baselines in closed form, chosen on validation; the file they are stored in."""
+    from rectutor.baselines import grids
+    from study.baselines import fitted
+
+    rows = []
+    for name in grids():
+        if name != "ALS":  # learned by iteration
+            model, facts = fitted(name, SEED, split, split)
+            row = {"model": name, "settings_tried": facts["settings_tried"]}
+            rows.append(row | asked(model, split))
+            print(rows[-1], facts, flush=True)
+    return keep("million-baselines", split, {"test": rows})
+
+
+def asked(recommender: Any, split: Split) -> dict[str, list[float]]:
+    """`hit_rate` and `ndcg` on the test, each with the ends of its interval over users."""
+    from rectutor.evaluation import evaluate
+
+    found = evaluate(recommender, split).metrics
+    return {
+        name: [round(end, 4) for end in (found[name].value, found[name].low, found[name].high)]
+        for name in ("hit_rate", "ndcg")
+    }
+
+
+def keep(name: str, split: Split, told: dict[str, Any]) -> Path:
+    """Store it under that name and today's date, with the machine and the size of the data."""
+    today = datetime.date.today().isoformat()
     sizes = {"users": split.num_users, "movies": split.num_movies}
     sizes["interactions"] = sum(map(len, (split.train, split.validation, split.test)))
-    run = {"machine": machine(), "seed": SEED, "data": sizes, **progress.kept}
-    run |= {"patience": PATIENCE, "best": progress.best}
-    today = datetime.date.today().isoformat()
-    return store(run | {"test": rows}, RESULTS / f"million-{today}.json")
+    run = {"date": today, "machine": machine(), "seed": SEED, "data": sizes, **told}
+    return store(run, RESULTS / f"{name}-{today}.json")
 
 
-def arguments(doc: str, folder: Path) -> argparse.Namespace:
-    """The command line of a run that goes on where it stopped; its folder is there afterwards.
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """The command line of a run that goes on where it stopped.
 
     Args:
         doc: of the module; its first line describes the command.
-        folder: where the run keeps its checkpoints, if nothing else is asked for.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--hours", type=float, default=6.0, help="of a processor's time, in all")
+    parser.add_argument("--refit", action="store_true", help="train anew, with validation's movies")
     parser.add_argument("--test", action="store_true", help="ask the test, once")
-    parser.add_argument("--folder", type=Path, default=folder)
-    chosen = parser.parse_args()
-    chosen.folder.mkdir(parents=True, exist_ok=True)
-    return chosen
+    parser.add_argument("--folder", type=Path, help="where the checkpoints are kept")
+    return parser
 
 
 def main() -> None:
     """Go on with the run, or ask the test."""
-    chosen = arguments(__doc__, FOLDER)
+    parser = arguments(__doc__)
+    parser.add_argument("--chapter", choices=CHAPTERS, default="sasrec_levers")
+    parser.add_argument("--baselines", action="store_true", help="those, chosen on validation")
+    chosen = parser.parse_args()
+    if chosen.baselines:
+        print(f"results: {baselines(leave_one_out()).name}")
+        return
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    from tools import book
-
-    code = book.definitions("sasrec_levers")
-    settings = settings_of(code)
-    progress = Progress(chosen.folder, settings)
+    code = code_of(chosen.chapter)
+    progress = Progress(chosen.folder or FOLDER / chosen.chapter, code.settings)
     split = leave_one_out()
-    model = code.levers_model(split.num_movies, settings, SEED)
-    model.build((None, settings.context))
-    scores = code.lever_scores(model)
+    model = code.model(split.num_movies, code.settings, SEED)
+    model.build((None, code.settings.context))
     if chosen.test:
-        print(f"results: {test(split, model, scores, progress).name}")
+        print(f"results: {test(split, model, progress, code).name}")
+    elif chosen.refit:
+        refit(split, model, progress, code)
     elif progress.is_over(chosen.hours):
-        print(f"over: best {progress.best}; --test asks the test")
+        print(f"over: best {progress.best}; --refit trains anew, --test asks the test")
     else:
-        train(split, model, scores, progress, chosen.hours, code)
+        choose(split, model, progress, chosen.hours, code)
 
 
 if __name__ == "__main__":

@@ -97,8 +97,9 @@ large tables]({tables}). How good the models are is another matter: see the
 :file: _static/bench-chapters.svg
 ```
 
-Minutes that each notebook took when the outputs you see were made, on {device}. Most of it is
-training; with `RECTUTOR_PROFILE=smoke` a chapter trains for a moment only.
+Minutes that each notebook took when the outputs you see were made, on {device}, most of them two
+at a time, as `make book` runs them; alone a chapter takes less. Most of it is training; with
+`RECTUTOR_PROFILE=smoke` a chapter trains for a moment only.
 
 ## Backends
 
@@ -124,16 +125,15 @@ those that are timed. The vectors are made up, in clusters ({where});
 
 {ratios}
 
-{met} of {aimed} targets are met, those of memory and start-up included. {unmet}RecBole was stopped
-after {cap:g} minutes a model, before it was as good: "> " says so.
+{met} of {aimed} targets are met, those of memory and start-up included. {said}
 
 """
 
 MILLION_TEXT = """\
 # A million ratings
 
-How good is the book's [SASRec](../notebooks/sasrec.ipynb) on ten times as many ratings? No figure
-here is typed in: {commands}.
+How good is the book's [SASRec](../notebooks/sasrec.ipynb) on ten times as many ratings? No
+measurement here is typed in: {commands}.
 
 ```{{raw}} html
 :file: _static/bench-million.svg
@@ -150,13 +150,15 @@ book's protocol](evaluation.md): all movies compete, those seen are left out, in
 
 Ours is the [levers'](../notebooks/sasrec_levers.ipynb) best combination with the settings of
 `full`. {tried} Validation chose
-the epoch, {best} of {epochs}; the end came when {patience} epochs brought nothing better ({full} in
-a notebook), or after the hours that were set. Its NDCG@10 on validation was {half:.3f} after half
-of the epochs and {top:.3f} after the best. The test was asked {asked}, without training anew; the
-baselines know the validation movie, ours does not. The hours are those of one core. {aim}
+the epoch, {best} of {epochs}; {end}. Its NDCG@10 on validation was {half:.3f} after half
+of the epochs and {top:.3f} after the best. {anew}
+The test was asked {asked}. Hours are those of one core, for both
+trainings; it was measured on {when}. {aim}
 
-{peer}"""
+{beside}"""
 
+#: What a row's reference says where the peer was stopped before it was as good.
+MORE = "more than"
 #: NDCG@10 that was aimed at on the last movie of this file.
 MILLION_AIM = 0.205
 
@@ -268,18 +270,20 @@ def page(run: dict[str, Any], peers: dict[str, Any], search: list[dict[str, Any]
     here = repository.settings()
     rows = [Row.from_dict(row) for row in run["rows"]]
     aimed = [row for row in rows if row.target]
-    compared = [row for row in aimed if row.ratio is not None and str(row.target).endswith("times")]
+    compared = [row for row in aimed if row.ratio is not None and "times" in str(row.target)]
     shown = pd.DataFrame(
         {
             "what": f"{row.group}: {row.case}",
             "beside": str(row.reference).partition(",")[0],
-            "times as fast": ("> " if "more than" in str(row.reference) else "")
-            + number(row.ratio or 0),
-            "aim": str(row.target).removesuffix(" times"),
+            "times as fast": "> " * (MORE in str(row.reference)) + number(row.ratio or 0),
+            "aim": str(row.target).replace(" times", ""),
         }
         for row in compared
     )
-    unmet = [f"Not met: {row.name} ({row.limit}). " for row in aimed if not row.met]
+    said = [f"Not met: {row.name} ({row.limit})." for row in aimed if not row.met]
+    if any(MORE in str(row.reference) for row in compared):
+        minutes = f"{peers['cap_minutes']:g} minutes"
+        said += [f'"> ": RecBole was stopped after {minutes} a model, before it was as good.']
     return PAGE_TEXT.format(
         tables=f"https://github.com/{here['repository']}/blob/{here['ref']}/benchmarks/tables.md",
         machine=described(run).partition(", with")[0] + ".",
@@ -287,10 +291,9 @@ def page(run: dict[str, Any], peers: dict[str, Any], search: list[dict[str, Any]
         goal=search[0]["goal"],
         where=f"{search[0]['date']}, {search[0]['machine']}",
         ratios=as_markdown(shown),
-        met=len(aimed) - len(unmet),
+        met=sum(bool(row.met) for row in aimed),
         aimed=len(aimed),
-        unmet="".join(unmet),
-        cap=peers["cap_minutes"],
+        said=" ".join(said),
         device=stored_results.read(ROOT / "results" / "sasrec.json")["device"],
     ) + PROMISES.read_text(encoding="utf-8")
 
@@ -378,25 +381,31 @@ def sampled_table(sampled: dict[str, Any]) -> str:
     )
 
 
-def million_rows(
-    run: dict[str, Any], peer: dict[str, Any] | None, earlier: dict[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """What was measured on MovieLens 1M, best first, each with its training if it had one."""
+def million_rows(runs: Iterable[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """What was measured on MovieLens 1M, best first, each with its training if it had one.
+
+    Args:
+        runs: what was stored, `None` for what never ran.
+    """
     told: list[dict[str, Any]] = []
-    for of in filter(None, (run, peer, earlier)):
-        seconds = sum(epoch["seconds"] for epoch in of["epochs"])
+    for of in filter(None, runs):
+        if "epochs" not in of:  # baselines
+            told += of["test"]
+            continue
+        seconds = sum(epoch["seconds"] for epoch in [*of["epochs"], *of.get("refit", [])])
         trained = {"epochs": len(of["epochs"]), "hours": seconds / 3600}
-        for row in of["test"]:
-            if "SASRec" in row["model"]:
-                wide = f", {of['settings']['width']} wide" if of is not peer else ""
-                told.append(row | trained | {"model": row["model"] + wide})
-            elif of is not earlier:  # its baselines are those of `run`
-                told.append(row)
+        (row,) = (row for row in of["test"] if "SASRec" in row["model"])
+        wide = f", {of['settings']['width']} wide" if "width" in of["settings"] else ""
+        told.append(row | trained | {"model": row["model"] + wide})
     return sorted(told, key=lambda row: -row["ndcg"][0])
 
 
 def million_page(
-    run: dict[str, Any], peer: dict[str, Any] | None, earlier: dict[str, Any] | None = None
+    run: dict[str, Any],
+    peer: dict[str, Any] | None = None,
+    earlier: dict[str, Any] | None = None,
+    plain: dict[str, Any] | None = None,
+    baselines: dict[str, Any] | None = None,
 ) -> str:
     """The page of MovieLens 1M, without its picture.
 
@@ -404,12 +413,14 @@ def million_page(
         run: what `python -m benchmarks.million --test` stored.
         peer: what `sh benchmarks/peers.sh million --test` stored, if it ever ran.
         earlier: what the former stored with other settings.
+        plain: what it stored of the model without levers.
+        baselines: what it stored of those.
     """
 
     def cell(ends: list[float]) -> str:
         return "{:.3f} [{:.3f}, {:.3f}]".format(*ends)
 
-    rows = million_rows(run, peer, earlier)
+    rows = million_rows((run, peer, earlier, plain, baselines))
     shown = pd.DataFrame(
         {
             "model": row["model"],
@@ -427,16 +438,36 @@ def million_page(
         tried = f"""Four sets have been tried: two in runs that were not
 finished, one that is {earlier["settings"]["width"]} wide and reached
 {earlier["best"]["ndcg"]:.3f} on validation, and this one. The two
-that were finished were both tested."""
-    asked = run.get("asked", [len(run["epochs"])])
-    often = "once" if len(asked) == 1 else f"after {' and after '.join(map(str, asked))} epochs"
+that were finished were both tested, the other without training anew."""
+    first = ""
+    if plain:
+        too = "" if plain["refit"] else "not "
+        first = f"""The model of [the first page](../notebooks/sasrec.ipynb), with its settings of
+`full` and without any lever, reached {plain["best"]["ndcg"]:.3f} on validation
+in epoch {plain["best"]["epoch"]} of {len(plain["epochs"])}. It was {too}trained
+anew, and the test was asked {"; ".join(plain["asked"])}."""
+    anew = "It was not trained anew, so it has not learned from validation's movies."
+    if run["refit"]:
+        anew = """Then a new model was trained for as many epochs,
+with validation's movies as well."""
+    end = "the run was stopped before validation stood still"
+    if len(run["epochs"]) - run["best"]["epoch"] >= run["patience"]:
+        end = f"""the end came when {run["patience"]} epochs brought nothing
+better ({run["settings"]["patience"]} in a notebook)"""
+    chosen = ""
+    if baselines:
+        tries = sum(row["settings_tried"] for row in baselines["test"])
+        chosen = f"""The baselines are those that have a closed form; validation chose their
+settings, of {tries:.0f} tried in all, and they know its movies as well."""
     beside, commands = "", "`python -m benchmarks.million` measures, and writes this page"
     if peer:
         commands = """`python -m benchmarks.million` and `sh benchmarks/peers.sh million`
 measure, and write this page"""
         version = peer["machine"]["versions"]["RecTools"]
+        too = "" if peer["refit"] else "not "
         beside = f"""RecTools' SASRec has the defaults of version {version} (wider, on each user's
-latest hundred movies), the same stopping rule and the same split."""
+latest hundred movies), the same stopping rule and the same split; it was {too}trained anew,
+and the test was asked {"; ".join(peer["asked"])}."""
     return (
         MILLION_TEXT.format(
             table=as_markdown(shown),
@@ -445,13 +476,14 @@ latest hundred movies), the same stopping rule and the same split."""
             top=run["best"]["ndcg"],
             half=run["epochs"][len(run["epochs"]) // 2]["ndcg"],
             epochs=len(run["epochs"]),
-            patience=run["patience"],
-            full=run["settings"]["patience"],
+            end=end,
             commands=commands,
             tried=tried,
-            asked=often,
+            anew=anew,
+            asked="; ".join(run["asked"]),
             aim=f"We aimed at an NDCG@10 of {MILLION_AIM}: {verdict}.",
-            peer=beside,
+            beside="\n\n".join(filter(None, (first, beside, chosen))),
+            when=f"{run['date']} on {run['machine']['cpu']}",
         ).rstrip()
         + "\n"
     )
@@ -486,9 +518,10 @@ def wanted() -> dict[Path, str]:
     if million := newest("million-[0-9]*.json"):
         peer = newest("million-rectools-*.json")
         earlier = newest("million-earlier-*.json")
-        rows = million_rows(million, peer, earlier)
+        plain, known = newest("million-sasrec-*.json"), newest("million-baselines-*.json")
+        rows = million_rows((million, peer, earlier, plain, known))
         ndcg = {row["model"]: row["ndcg"][0] for row in rows}
-        pages[MILLION] = million_page(million, peer, earlier)
+        pages[MILLION] = million_page(million, peer, earlier, plain, known)
         pages[PICTURES / "bench-million.svg"] = pictures.bars({"": ndcg}, "NDCG@10", "{:.3f}")
     return pages
 

@@ -238,8 +238,8 @@ else:
 # ## Rating prediction
 #
 # The other task: the error of predicted ratings, as labels from 0 to 1 (times four it is in stars). Lower
-# is better. Rows that begin with "folds" are GroupLens's five folds, the others the book's own random
-# fifth.
+# is better. Three kinds of test stand here, so compare within a kind: "folds" are GroupLens's five folds, "history" each
+# user's last fifth by time, and the others a random fifth (in ranking one for all runs, in multi-task another in each).
 
 # %% mystnb={"code_prompt_hide": "Hide the code: the table", "code_prompt_show": "Show the code: the table"} tags=["hide-input"]
 run.show_table(as_table(standing(found, "rmse", True), "rmse", 4))

@@ -457,7 +457,7 @@ run.effect("C11")
 # the same for everyone: a handful of ratings can teach them *what the watches' numbers mean for the stars*.
 #
 # What is one scale for a cross-entropy and a squared error? Probability. If ratings scatter around $\hat y$ with a spread $\sigma$, a rating
-# costs $(y - \hat y)^2 / 2 \sigma^2$ *nats*, and a watch costs $-\log p$ nats. With normal priors for the weights $\theta$, of spread $s_\theta$,
+# costs $(y - \hat y)^2 / 2 \sigma^2$ *[nats](../book/glossary.md)*, and a watch costs $-\log p$ nats. With normal priors for the weights $\theta$, of spread $s_\theta$,
 # the loss is a sum over what is there:
 #
 # $$L = \lambda \sum_\text{watches} -\log p_{ui} + \sum_\text{ratings shown} \frac{(y_{ui} - \hat y_{ui})^2}{2 \sigma^2}

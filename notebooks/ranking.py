@@ -617,9 +617,9 @@ def moments(ratings, learn):
 # the users who rated it, likewise to the movie's:
 #
 # $$p_u' = p_u + W x_u + \frac{1}{\sqrt{|I_u|}} \sum_{j \in I_u \setminus i} t_j, \qquad
-# \hat{y}_{ui} = \mu + b + p_u'^\top q_i' + p_u'^\top z + q_i'^\top z,$$
+# \hat{y}_{ui} = \mu + b + p_u'^\top q_i' + (p_u' + q_i')^\top (z_1 + z_2) + z_1^\top z_2,$$
 #
-# with $z$ the vector of the moment and $b$ the biases of all. The pair $(u, i)$ itself is left out of both
+# with $z_1, z_2$ the vectors of the moment and $b$ the biases of all. The pair $(u, i)$ itself is left out of both
 # sums: in training it is always in them, in the test never, and a model would learn to rely on that.
 
 
@@ -733,15 +733,14 @@ for part, caption in (("", "The random split"), ("folds: ", "Five folds")):
 run.effect()
 
 # %% [markdown]
-# For scale: a factorization machine whose posterior is *sampled* is [measured](https://github.com/rectutor/rectutor/blob/main/benchmarks/tables.md) on both
-# with two ids; with features it has 0.8833 stars on the first fold, 0.8808 with ordered outcomes {cite}`myfm`; graph networks 0.905
+# For scale: a factorization machine whose posterior is *sampled* has [0.904 and 0.900](https://github.com/rectutor/rectutor/blob/main/benchmarks/tables.md)
+# with two ids, better than ours; with features it has 0.8833 stars on the first fold, 0.8808 with ordered outcomes {cite}`myfm`; graph networks 0.905
 # to 0.910 on the first {cite}`berg2017`. On folds of its own, Surprise's table has 0.934 for SVD, our one
 # member, and 0.919 for SVD++, which knows who rated what {cite}`hug2020`.
 #
 # The aims of 0.885 stars with features on the random split, and 0.902 with two ids, are reached, the latter
-# by who rated what alone; 0.881 on the first fold is not: members end at peaks of the
-# posterior and do not spread like it. Noise on labels with a prior for each member {cite}`pearce2020`, or
-# learned variances, did not help on validation.
+# by who rated what alone; 0.881 on the first fold, the highest of the five, is not: members end at peaks of the
+# [posterior](../book/glossary.md) and do not spread like it.
 #
 # ## Rank named movies for one user
 #

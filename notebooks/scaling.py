@@ -252,7 +252,7 @@ assert same
 # time grows as the log does, up to a billion rows. Memory stays near DuckDB's limit, because a part has the same size in all of them. DuckDB and
 # Polars take about the same time, DuckDB less memory; it also has a limit that one line sets, and its SQL runs elsewhere. So
 # this chapter uses it. Where pandas fits it is the fastest of the three, because it does not write the log a second time; it ends
-# where its memory does, here at 14 GiB (`LIMITS` in the benchmark). Polars was not given the two largest logs.
+# where its memory does (sooner than the three copies above say: it makes more), here at 14 GiB (`LIMITS` in the benchmark). Polars was not given the two largest logs.
 #
 # ## One model, several devices
 #
@@ -681,7 +681,7 @@ for name, bytes_a_second in links.items():
 # %% [markdown]
 # A machine pays when its share of the batch is well above that number. With sampled negatives the table's rows are computed on less and
 # travel as before, unless only the rows that were touched do, and the number grows. Before a second machine, then: a larger batch, half precision,
-# sampled negatives, a narrower table. It is worth it when the table does not fit (see the first cell), or when an epoch takes longer than you
+# sampled negatives, a narrower table. It is worth it when table and Adam's averages do not fit, or when an epoch takes longer than you
 # can wait *and* the batch may be large.
 #
 # ## Summary

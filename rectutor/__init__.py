@@ -16,7 +16,9 @@ _SUBMODULES = (
     "artefact",
     "baselines",
     "batches",
+    "bucketing",
     "chapter",
+    "chunked_softmax",
     "data",
     "display",
     "evaluation",
@@ -24,11 +26,14 @@ _SUBMODULES = (
     "load",
     "own_table",
     "ratings",
+    "repeats",
     "results",
     "sequences",
     "serve",
     "splits",
+    "study",
     "training",
+    "widget",
 )
 
 __all__ = ["PADDING_ID", "__version__"]

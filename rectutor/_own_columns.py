@@ -29,6 +29,8 @@ _DATES = {
     "month first": ("%m/%d/%Y", "%m-%d-%Y"),
     "year first": ("%Y/%m/%d", "%Y.%m.%d"),
 }
+#: Dates in digits alone, by their form: an example.
+_DIGITS = {"%Y%m%d": "20200131", "%Y%m%d%H%M": "202001311830", "%Y%m%d%H%M%S": "20200131183000"}
 #: How tables write what is missing.
 _MISSING = ("NA", "N/A", "NaN", "nan", "NULL", "null", "None", "\\N")
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
@@ -116,10 +118,15 @@ def times(column: pd.Series[str]) -> tuple[np.ndarray, str]:
     _refuse(column, np.isnan(numbers), "is no number as the others are; mend these rows")
     if (numbers >= 0).all() and (numbers < _MOST_COUNTED).all() and not (numbers % 1).any():
         return numbers, "a counter, not a date"
-    if text.str.fullmatch(r"[12][0-9]{7}").mean() > 0.5:
-        days = pd.to_datetime(text, format="%Y%m%d", errors="coerce")
-        _refuse(column, _off_calendar(days), "is no date as 20200131; mend these rows")
-        return _seconds(days), "dates as 20200131"
+    for form, example in _DIGITS.items():
+        if text.str.fullmatch(f"[12][0-9]{{{len(example) - 1}}}").mean() <= 0.5:
+            continue
+        read = pd.to_datetime(text, format=form, errors="coerce")
+        off = _off_calendar(read)
+        # milliseconds seldom have a month, an hour and a minute that exist
+        if len(example) == 8 or off.mean() < 0.1:
+            _refuse(column, off, f"is no date as {example}; mend these rows")
+            return _seconds(read), f"dates as {example}"
     middle = float(np.median(np.abs(numbers)))
     unit = next((u for u, n in _UNITS.items() if _EARLIEST * n <= middle <= _LATEST * n), "")
     per_second = _UNITS.get(unit, 1)
@@ -135,6 +142,7 @@ def times(column: pd.Series[str]) -> tuple[np.ndarray, str]:
 
 def _dates(column: pd.Series[str], text: pd.Series[str]) -> tuple[np.ndarray, str]:
     text = text.where(text.str.match(r"[+-]?\d"))  # pandas would also read "today"
+    text = text.str.replace(r"\s*(UTC|GMT)$", "", regex=True)  # as all that names no zone
     found = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
     if not found.isna().all():
         _refuse(column, _off_calendar(found), _no_date("as 2020-01-31"))

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rectutor import _tables
+from rectutor import _tables, environment
 from rectutor._tables import Tables
 
 logger = logging.getLogger("rectutor.data")
@@ -177,8 +177,8 @@ def load(name: str, source: str) -> Tables:
 
 def _at_hand(archive: Archive) -> Path | None:
     """The file in `RECTUTOR_ARCHIVES`, where there is one."""
-    chosen = os.environ.get("RECTUTOR_ARCHIVES")
-    file = Path(chosen).expanduser() / archive.file if chosen else None
+    folder = environment.folder("RECTUTOR_ARCHIVES")
+    file = folder / archive.file if folder else None
     return file if file is not None and file.is_file() else None
 
 
@@ -258,10 +258,7 @@ def _pooch() -> Any:
 
 def cache() -> Path:
     """The cache folder: `RECTUTOR_CACHE`, or the platform's cache folder for rectutor."""
-    chosen = os.environ.get("RECTUTOR_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(_pooch().os_cache("rectutor"))
+    return environment.folder("RECTUTOR_CACHE") or Path(_pooch().os_cache("rectutor"))
 
 
 def kept(archive: Archive, fetch: Callable[[Archive], bytes]) -> bytes:

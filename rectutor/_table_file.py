@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_AFTER = [name.encode() for name in _SEPARATORS]
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
@@ -39,9 +40,9 @@ def read(path: Path) -> tuple[pd.DataFrame, str]:
             content, words = gzip.decompress(content), "gzip, "
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"its gzip compression is damaged ({error}); copy it anew") from None
-    if content.startswith(b"PAR1"):
+    if content.startswith(b"PAR1") and content[4:5] not in _AFTER:  # no name of a column
         return _parquet(content), words + "Parquet"
-    if content.startswith(b"PK"):
+    if content.startswith((b"PK\3\4", b"PK\5\6")):
         raise ValueError("it is a zip archive or a spreadsheet; unpack it, or save it as CSV")
     text, encoding = _decode(content)
     first = next((line for line in io.StringIO(text) if line.strip()), "")
@@ -109,7 +110,7 @@ def _check_quotes(text: str, separator: str) -> None:
     """Refuse a quote that opens a field and does not end it: what follows would be swallowed."""
     lines = io.StringIO(text, newline="")  # a line may also end with "\r" alone
     rows = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
-    line = 0
+    line, limit = 0, csv.field_size_limit(len(text))
     try:
         for _ in rows:
             line = rows.line_num
@@ -118,6 +119,8 @@ def _check_quotes(text: str, separator: str) -> None:
             f"a quote opens a field in or after line {line + 1} and does not end it ({error}, line "
             f"{rows.line_num}); write a quote inside a field twice, in quotes, or drop it"
         ) from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _parquet(content: bytes) -> pd.DataFrame:
@@ -126,6 +129,9 @@ def _parquet(content: bytes) -> pd.DataFrame:
     except ImportError:
         raise ValueError("Parquet needs pyarrow: pip install pyarrow, or save it as CSV") from None
     except (OSError, ValueError) as error:
+        if "uplicate column" in str(error) or "Multiple matches" in str(error):
+            said = str(error).partition("\n")[0]
+            raise ValueError(f"two of its columns have one name ({said}); rename one") from None
         raise ValueError(f"it is a damaged Parquet file ({error}); write it anew") from None
     twice = [name for name in frame.index.names if name in frame.columns]
     if twice:

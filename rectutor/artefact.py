@@ -17,6 +17,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,9 @@ class UnknownMovies(ValueError):  # noqa: N818 (says what was asked for, as a se
 
     def __init__(self, ids: Sequence[Id], place: str) -> None:
         self.ids = list(ids)
-        named = ", ".join(map(ascii, self.ids[:10])) + (", ..." if len(self.ids) > 10 else "")
+        shown = [ascii(each) for each in self.ids[:10]]
+        shown = [each if len(each) <= 60 else f"{each[:57]}..." for each in shown]
+        named = ", ".join(shown) + (", ..." if len(self.ids) > 10 else "")
         super().__init__(f"{place} has ids that are not in the catalogue: {named}; leave them out")
 
 
@@ -311,6 +314,8 @@ def write(
 ) -> Path:
     r"""Write a version, try it, and make it the current one; the one before it stays beside it.
 
+    Older versions are removed; whatever else lies in the folder is left alone.
+
     A process that is killed half way leaves the version in use as it was. One process writes at a
     time.
 
@@ -343,6 +348,8 @@ def write(
 
     items = np.ascontiguousarray(items, np.float32)
     index = faiss.serialize_index(build_index(items, index_kind, index_parameters))
+    if missing := {"id", "title", "count"} - {*catalogue}:
+        raise ValueError(f"artefact.write: the catalogue has no column {min(missing)!r}; give it")
     columns = {name: catalogue[name].tolist() for name in ("id", "title", "count")}
     contents = {
         "encoder.onnx": encoder,
@@ -365,6 +372,13 @@ def write(
         "files": {name: hashlib.sha256(blob).hexdigest() for name, blob in contents.items()},
         "id": "unnamed",
     }
+    try:  # as it will be read: keys become strings
+        manifest = json.loads(json.dumps(manifest, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"artefact.write: metrics, data and decay must be what JSON can hold ({error}); give"
+            " strings, finite numbers, and lists and dicts of these"
+        ) from error
     try:
         tried = Service(manifest, contents, "index")
     except ArtefactError as error:
@@ -640,7 +654,10 @@ def current(folder: str | os.PathLike[str]) -> str:
 def _publish(folder: Path, name: str, contents: Mapping[str, bytes]) -> Path:
     """Put a version beside the others, whole or not at all, and name it in `current`."""
     folder.mkdir(parents=True, exist_ok=True)
-    before = current(folder) if (folder / "current").exists() else name
+    try:
+        before = current(folder)
+    except ArtefactError:  # there is none yet, or what names it is damaged
+        before = name
     temporary, version = folder / ".writing", folder / name
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     temporary.mkdir()
@@ -649,7 +666,9 @@ def _publish(folder: Path, name: str, contents: Mapping[str, bytes]) -> Path:
             stream.write(blob)
             stream.flush()
             os.fsync(stream.fileno())
-    if not _holds(version, contents):
+    if _holds(version, contents):
+        shutil.rmtree(temporary)
+    else:
         shutil.rmtree(version, ignore_errors=True)  # was damaged
         temporary.rename(version)
     if os.name == "posix":  # the version is on the disk before it is named
@@ -657,10 +676,17 @@ def _publish(folder: Path, name: str, contents: Mapping[str, bytes]) -> Path:
         os.fsync(handle)
         os.close(handle)
     environment.write_text(name + "\n", folder / "current")
-    for other in folder.iterdir():
-        if other.is_dir() and other.name not in (before, name):
-            shutil.rmtree(other, ignore_errors=True)
+    if before != name:
+        for other in folder.iterdir():
+            if other.name not in (before, name) and _is_version(other):
+                shutil.rmtree(other, ignore_errors=True)
     return version
+
+
+def _is_version(folder: Path) -> bool:
+    """Whether `write` made it: what else lies there is somebody's own."""
+    named = re.fullmatch("[0-9a-f]{16}", folder.name)
+    return named is not None and (folder / "manifest.json").is_file()
 
 
 def _holds(version: Path, contents: Mapping[str, bytes]) -> bool:

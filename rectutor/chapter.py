@@ -60,8 +60,9 @@ def start(name: str, quietly: Iterable[str] = (), backends: Iterable[str] = BACK
         backends: the Keras backends that the chapter can use.
 
     Raises:
-        ValueError: an environment variable holds something else, `KERAS_BACKEND` a backend that
-            the chapter cannot use, or `RECTUTOR_EPOCHS` a limit for the book's own data.
+        ValueError: an environment variable holds something else, `KERAS_BACKEND` a backend or
+            `RECTUTOR_EXCLUDE_SEEN` a rule that the chapter cannot use, or `RECTUTOR_EPOCHS` a limit
+            for the book's own data.
         ImportError: there is no such package.
     """
     from rectutor import repeats
@@ -75,6 +76,11 @@ def start(name: str, quietly: Iterable[str] = (), backends: Iterable[str] = BACK
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter
     import keras
 
+    if not exclude_seen and name in repeats.LEAVE_OUT:
+        raise ValueError(
+            f"RECTUTOR_EXCLUDE_SEEN is no, and the chapter {name} always leaves out what a user "
+            "has had; unset it, or run another chapter"
+        )
     backend, usable = keras.backend.backend(), tuple(backends)
     if backend not in usable:
         raise ValueError(
@@ -211,7 +217,7 @@ class Run:
             dense: whether the chapter needs a dense item-item matrix, beyond its baselines.
 
         Raises:
-            ValueError: the data set lacks something the chapter needs, or is too large for the
+            ValueError: the data set lacks something the chapter needs, or is too large for a
                 matrix; the message says what.
             OSError: the results could not be written.
         """
@@ -239,6 +245,7 @@ class Run:
             first_minute.check_history(loaded, min_likes)
         if dense:
             first_minute.check_matrix_fits(loaded.num_movies)
+        first_minute.check_pairs_fit(self.name, loaded)
         if on_five_stars:
             loaded = own_table.on_five_stars(loaded)
         self._data, self._own = loaded, bool(own)

@@ -156,7 +156,7 @@ def ids(table: pd.DataFrame, name: str, place: str) -> np.ndarray:
 
 
 def times(table: pd.DataFrame, place: str, name: str = "timestamp") -> np.ndarray:
-    """A column of times: finite numbers as they are, dates as int64 in their own unit.
+    """A column of times: finite numbers as they are, dates as int64 microseconds.
 
     Raises:
         TypeError: the column holds neither numbers nor dates.
@@ -165,7 +165,7 @@ def times(table: pd.DataFrame, place: str, name: str = "timestamp") -> np.ndarra
     values = column(table, name, place)
     if values.dtype.kind == "M":
         naive = values.dt.tz_convert(None) if getattr(values.dtype, "tz", None) else values
-        return naive.to_numpy().astype(np.int64)
+        return naive.to_numpy().astype("datetime64[us]").astype(np.int64)
     if values.dtype.kind not in "iuf":
         example = f", as in {values.iloc[0]!r}" if len(values) else ""
         raise TypeError(

@@ -299,7 +299,8 @@ def from_dataframe(
         user: the column of user ids, of any hashable type.
         item: the column of item ids, of any hashable type.
         rating: the column of ratings, finite numbers; without it every rating is 1.
-        timestamp: the column of times, datetimes or numbers of seconds (fractions are cut off);
+        timestamp: the column of times, datetimes or numbers of seconds (fractions are cut off, and
+            rows of one second keep the order that they have);
             without it the time is the row's number, so rows should be in order.
         title: the column of the items' titles; the first one of an item counts, and where there
             is none the item's id is its title.
@@ -389,6 +390,7 @@ def _numbers(column: pd.Series[Any]) -> np.ndarray:
         values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     wrong = ~np.isfinite(values) | (column.dtype.kind in "mM")
     _refuse(column, "rating", wrong, "is no finite number; drop or mend these rows")
+    _refuse(column, "rating", np.abs(values) > 2**24, "is more than float32 can tell apart")
     if ((values == np.rint(values)) & (np.abs(values) < 128)).all():
         return values.astype(np.int8)
     return values.astype(np.float32)

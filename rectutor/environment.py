@@ -45,6 +45,19 @@ def is_on(variable: str, default: bool = False) -> bool:
     )
 
 
+def folder(variable: str) -> Path | None:
+    """The folder that an environment variable names, `~` being one's home; None where it is unset.
+
+    Raises:
+        ValueError: it names the home of nobody.
+    """
+    text = os.environ.get(variable)
+    try:
+        return Path(text).expanduser() if text else None
+    except RuntimeError as error:
+        raise ValueError(f"{variable} is {text!r}: {error}; give a folder's path") from None
+
+
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
     """Send what is written to file descriptor 2 nowhere, for a while."""

@@ -134,12 +134,14 @@ class Trained:
         """The users whose target it has learned from, ascending.
 
         A pair counts as often as it occurs: what a user did again, and what was known before the
-        part is asked about, is no leak.
+        part is asked about, is no leak. So `interactions` hold each row once.
         """
         width = split.num_movies + 1
         asked = np.unique(_pairs(split.targets(on), width))
-        learned = self.interactions["user_id"].to_numpy(np.int64) * width
-        learned = learned + self.interactions["movie_id"].to_numpy(np.int64)
+        if not len(asked):
+            return asked
+        rows = self.interactions[self.interactions["movie_id"] < width]
+        learned = rows["user_id"].to_numpy(np.int64) * width + rows["movie_id"].to_numpy(np.int64)
         known = _pairs(split.histories(before=on), width)
         more = _how_often(learned, asked) > _how_often(known, asked)
         users: np.ndarray = np.unique(asked[more] // width)
@@ -495,7 +497,8 @@ def evaluate(
         ValueError: a score is NaN (the message names the user), the scores have another shape, `k`
             is larger than the catalogue or below 1, `on` is something else, the part has no
             interactions, or the recommender was trained on what it is asked, as far as it says
-            so (baselines do; see `Trained` for a model of your own).
+            so (a baseline says whether it knows validation, not of which split; see `Trained` for
+            a model of your own).
         TypeError: `recommender` cannot be called.
     """
     if not isinstance(split, Split):

@@ -34,6 +34,8 @@ NEEDS: dict[str, tuple[tuple[str, ...], int, int, int]] = {
 }
 #: Chapters that need an item-item matrix.
 DENSE = ("gru4rec",)
+#: Bytes that a chapter holds at once for every pair of a user and an item, where it does.
+PAIRS = {"ranking": 40, "multi_task": 24, "retrieval": 16}
 
 #: What tables call the baseline that counts what each user has had.
 OWN_HISTORY = "own history, counted"
@@ -183,6 +185,25 @@ def check_matrix_fits(num_movies: int) -> None:
         )
 
 
+def check_pairs_fit(name: str, data: Dataset) -> None:
+    """Refuse a table whose users times items do not fit, for a chapter that has a number of each.
+
+    Args:
+        name: of the chapter.
+        data: the table.
+
+    Raises:
+        ValueError: it does not fit; the message says how large it would be.
+    """
+    needed = _too_many_pairs(name, data)
+    if needed:
+        raise ValueError(
+            f"the chapter holds numbers of every pair of a user and an item: {data.num_users:,} "
+            f"users and {data.num_movies:,} items make {needed}; keep the most active users or "
+            "the most taken items"
+        )
+
+
 def check_history(data: Dataset, least: int) -> None:
     """Refuse data in which no history is long enough for a window.
 
@@ -215,6 +236,8 @@ def _lacking(data: Dataset, name: str) -> str:
         lacking.append(f"a user with {likes} interactions of two stars and more")
     if name in DENSE and _too_large(data.num_movies):
         lacking.append("an item-item matrix, which does not fit")
+    if _too_many_pairs(name, data):
+        lacking.append("a matrix of users and items, which does not fit")
     return f"needs {' and '.join(lacking)}" if lacking else ""
 
 
@@ -260,6 +283,12 @@ def _too_large(num_movies: int) -> str:
     if num_movies <= _MOST_MOVIES and needed <= _memory() / 2:
         return ""
     return f"{needed / 1e9:.0f} GB"
+
+
+def _too_many_pairs(name: str, data: Dataset) -> str:
+    """How large a chapter's matrices of users and items would be; empty where they fit."""
+    needed = PAIRS.get(name, 0) * (data.num_users + 1) * (data.num_movies + 1)
+    return f"{needed / 1e9:.0f} GB" if needed > _memory() / 2 else ""
 
 
 def _memory() -> float:

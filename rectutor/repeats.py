@@ -27,6 +27,9 @@ CHAPTERS = {
     "one learns from every row",
 }
 
+#: Chapters that leave out what a user has had, whatever is set.
+LEAVE_OUT = ("serving",)
+
 
 def excluded(default: bool = True) -> bool:
     """Whether what a user has had is left out of the recommendations.
@@ -67,11 +70,11 @@ def own_history(num_movies: int) -> Recommender:
         num_movies: the size of the catalogue.
 
     Returns:
-        From `Queries` to scores, `(B, num_movies + 1)` float32.
+        From `Queries` to scores, `(B, num_movies + 1)` float64.
     """
 
     def score(queries: Queries) -> np.ndarray:
-        scores = np.zeros((len(queries), num_movies + 1), np.float32)
+        scores = np.zeros((len(queries), num_movies + 1))  # float32 would lose what is latest
         latest = np.zeros_like(scores)
         ages = queries.offsets[1:][queries.rows] - np.arange(len(queries.rows))  # the latest: 1
         np.add.at(scores, (queries.rows, queries.items), 1.0)

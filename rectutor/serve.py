@@ -40,8 +40,10 @@ from rectutor.artefact import ArtefactError, Search, Service
 #: The longest history, and the most ids to exclude.
 MAX_IDS = 5_000
 
-#: The largest body in bytes: two full lists of ids.
-MAX_BODY = 128 * 1024
+#: The largest body in bytes: two full lists of ids, each as long as a UUID.
+MAX_BODY = 2 * MAX_IDS * 40 + 1024
+#: Looks between two tries at a version that was refused, at most.
+MOST_LOOKS = 64
 
 _log = logging.getLogger("uvicorn.error")
 
@@ -187,19 +189,28 @@ async def _watch(
     every: float,
     stamp: object,
 ) -> None:
-    """Take over what `write` makes current, loaded on another thread; never stops by itself."""
+    """Take over what `write` makes current, loaded on another thread; never stops by itself.
+
+    What is refused is tried again, after 1, 2, 4 and so on looks: the disk may have been to blame.
+    """
+    refused: object = stamp
+    looks = wait = 0
     while True:
         await asyncio.sleep(every)
         if (now := _stamp(folder)) == stamp:
             continue
-        stamp = now
+        if now == refused and (looks := looks - 1) > 0:
+            continue
         try:
             taken.service = await asyncio.to_thread(Service.load, folder, search)
-            taken.refused = None
+            taken.refused, stamp = None, now
             _log.info("serving artefact %s", taken.service.id)
         except Exception as error:
+            wait = min(2 * wait, MOST_LOOKS) if now == refused else 1
+            refused, looks, before = now, wait, taken.refused
             taken.refused = f"{type(error).__name__}: {error}"
-            _log.error("still serving artefact %s: %s", taken.service.id, taken.refused)
+            if taken.refused != before:
+                _log.error("still serving artefact %s: %s", taken.service.id, taken.refused)
 
 
 def _stamp(folder: str | Path) -> object:
@@ -226,9 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rectutor.serve", description=__doc__)
     parser.add_argument("folder", help="where rectutor.artefact.write wrote")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes any free one")
+    parser.add_argument("--port", type=_port, default=8000, help="0 takes any free one")
     parser.add_argument("--search", choices=("exact", "index"))
-    parser.add_argument("--every", type=float, default=1.0, help="seconds between looks")
+    parser.add_argument("--every", type=_seconds, default=1.0, help="seconds between looks")
     options = parser.parse_args(arguments)
     try:
         app = create_app(options.folder, options.search, options.every)
@@ -242,6 +253,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with suppress(KeyboardInterrupt):  # Ctrl-C, once every request has its answer
         uvicorn.Server(config).run(sockets=[listener])
     return 0
+
+
+def _port(text: str) -> int:
+    """A port's number, for the command line."""
+    if not 0 <= (port := int(text)) <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; give 0 to 65535")
+    return port
+
+
+def _seconds(text: str) -> float:
+    """A time that something takes, for the command line."""
+    if not 0 < (seconds := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no time; give seconds above 0")
+    return seconds
 
 
 if __name__ == "__main__":

@@ -106,13 +106,17 @@ class Split:
             np.concatenate([frame[column].to_numpy(np.int64) for frame in frames])
             for column in ("user_id", "movie_id")
         )
-        order = self.order
-        if order is None:
-            times = np.zeros(len(users), np.int64)
-            if any("timestamp" in frame.columns for _, frame in filled):
-                times = np.concatenate([checks.times(frame, place) for place, frame in filled])
-            order = order_by_user_and_time(users, times)
-        users, movies = users[order], movies[order]
+        times = np.zeros(len(users), np.int64)
+        if any("timestamp" in frame.columns for _, frame in filled):
+            times = np.concatenate([checks.times(frame, place) for place, frame in filled])
+        order = order_by_user_and_time(users, times) if self.order is None else self.order
+        users, movies, times = users[order], movies[order], times[order]
+        later, same = np.diff(times) >= 0, np.diff(users) == 0
+        if not (np.diff(users) >= 0).all() or not later[same].all():
+            raise ValueError(
+                "Split got an order of other rows: by it users or their times do not ascend; leave "
+                "it out where the parts are put together anew"
+            )
         part = np.repeat(np.arange(3), [len(frame) for frame in frames])[order]
 
         def rows(chosen: np.ndarray) -> Histories:

@@ -18,7 +18,7 @@ BASE = {"width": 50, "blocks": 2, "heads": 1, "dropout": 0.0, "scaled": False, "
 RECIPE = {"learning_rate": 0.001, "beta_2": 0.98, "batch_size": 128}
 CONTEXT = 50
 #: Epochs at most, epochs between evaluations, and evaluations without a better one.
-LIMITS = {"quick": (75, 3, 4), "smoke": (2, 1, 1)}
+LIMITS = {"quick": (150, 3, 4), "smoke": (2, 1, 1)}
 DOCUMENTED_LIMITS = {"quick": (60, 5, 3), "smoke": (2, 1, 1)}
 
 
@@ -305,6 +305,7 @@ COMPARISONS = [
     _compared(
         "the latest movies instead of the first", "converged, right place", "latest movies", "C12"
     ),
+    _compared("windows of 50 over the whole history", "latest movies", "windows"),
     _compared("negatives drawn each epoch", "windows", "fresh negatives", "C14"),
     _compared("the L2 penalty of 0.001", "fresh negatives", "L2 penalty", "C15"),
     _compared(
@@ -323,6 +324,11 @@ COMPARISONS = [
     _compared("a scaled initialisation", "fresh negatives", "scaled initialisation", "C27"),
     _compared("active dropout of 0.2", "fresh negatives", "active dropout", "C28"),
     _compared("16 negatives instead of one", "fresh negatives", "16 negatives"),
+    _compared(
+        "the chapter's start, dropout, batches, rate and width",
+        "softmax over the catalogue",
+        "made right, the watched compete",
+    ),
     _compared("watched movies left out of the softmax", "made right, the watched compete", STOPPED),
     _compared("two Transformer blocks instead of none", "made right, no blocks", STOPPED),
     _compared("ties in a new order each epoch", "shuffled ties off", STOPPED),

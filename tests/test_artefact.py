@@ -207,6 +207,9 @@ def with_column(name, value):
         (with_column("id", [1, "2"] * 30), "whole numbers or all strings"),
         (with_column("title", 3), "titles that are no strings"),
         (with_column("count", -1), "counts that are negative"),
+        (changed(catalogue=lambda table: table.drop(columns="count")), "has no column 'count'"),
+        (changed(metrics={"NDCG@10": np.float32(0.1)}), "what JSON can hold .*float32"),
+        (changed(decay=np.inf), "what JSON can hold"),
     ],
 )
 def test_what_does_not_fit_is_not_written(change, said, tmp_path):
@@ -320,6 +323,34 @@ def test_the_version_before_stays_and_older_ones_go(tmp_path):
     names = [write(tmp_path, **artefacts.parts(seed)).name for seed in (1, 2, 3)]
     assert {path.name for path in tmp_path.iterdir()} == {"current", *names[1:]}
     assert artefact.current(tmp_path) == names[2]
+
+
+def test_what_is_somebody_elses_is_left_alone(tmp_path):
+    for name in ("thesis", ".git", "0123456789abcdef"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.txt").write_text("mine")
+    names = [write(tmp_path, **artefacts.parts(seed)).name for seed in (1, 2, 3)]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"current", *names[1:], "thesis", ".git", "0123456789abcdef"}
+    assert (tmp_path / "thesis" / "one.txt").read_text() == "mine"
+
+
+def test_writing_the_same_again_keeps_the_version_before(tmp_path):
+    names = [write(tmp_path, **artefacts.parts(seed)).name for seed in (1, 2, 2)]
+    assert {path.name for path in tmp_path.iterdir()} == {"current", *names[:2]}
+
+
+def test_writing_mends_a_damaged_current(tmp_path):
+    write(tmp_path, **artefacts.parts(1))
+    (tmp_path / "current").write_text("")
+    new = write(tmp_path, **artefacts.parts(2))
+    assert Service.load(tmp_path).id == new.name
+
+
+def test_what_json_makes_of_the_data_is_what_is_named(tmp_path):
+    parts = artefacts.parts() | {"data": {"by k": {5: 0.1, 10: 0.2}}}
+    write(tmp_path, **parts)
+    assert Service.load(tmp_path).manifest["data"] == {"by k": {"5": 0.1, "10": 0.2}}
 
 
 def test_the_same_contents_have_the_same_id_and_writing_repairs(tmp_path):

@@ -1,5 +1,7 @@
 """The promises of the serving chapter, checked on its own functions with small synthetic data."""
 
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -251,3 +253,22 @@ def test_every_model_of_the_chapter_says_what_it_was_trained_on():
     text = (NOTEBOOKS / "serving.py").read_text(encoding="utf-8")
     assert text.count("Trained(") == 3
     assert "allow_leak" not in text
+
+
+@pytest.mark.long
+def test_a_small_table_gives_half_of_its_items_as_candidates_at_most(tmp_path):
+    table = synthetic(60, 52, 1500, seed=1).ratings.rename(
+        columns={"user_id": "user", "movie_id": "item"}
+    )
+    table[["user", "item", "timestamp"]].to_csv(tmp_path / "small.csv", index=False)
+    settings = {"DATA": str(tmp_path / "small.csv"), "RESULTS": str(tmp_path), "PROFILE": "smoke"}
+    done = subprocess.run(
+        [sys.executable, NOTEBOOKS / "serving.py"],
+        env=os.environ | {f"RECTUTOR_{name}": value for name, value in settings.items()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "among 26 retrieved rivals" in done.stdout
+    assert "among 40" not in done.stdout

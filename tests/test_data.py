@@ -413,6 +413,7 @@ A_DAY = pd.to_datetime(["2020-01-01"] * 4)
         ("what", [1.0, nan, 2.0, 3.0], r" \(item\).*row 1: .*nan"),
         ("stars", [5, nan, 3, 1], r" \(rating\).*row 1: .*nan"),
         ("stars", [5, inf, 3, 1], r" \(rating\).*row 1: .*inf"),
+        ("stars", [5, 1e300, 3, 1], r" \(rating\) is more than float32 can tell .*row 1: .*1e"),
         ("stars", ["5", "good", "3", "1"], r".*row 1: 'good' \(1 in all"),
         ("stars", A_DAY, r" \(rating\) is no finite number.*, \.\.\. \(4 in all\)"),
         ("when", [1.0, nan, 2.0, 3.0], r" \(timestamp\) is missing"),

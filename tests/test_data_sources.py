@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rectutor import _sources, _tables, data
+from rectutor import _sources, _tables, data, environment
 
 TOOLS = files.SHARED / "tools"
 MEMBERS = files.files_100k()
@@ -402,3 +402,14 @@ def test_tfds_gives_the_same_tables_as_the_real_archive(real, tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith("the same")
+
+
+@pytest.mark.parametrize("name", ["RECTUTOR_CACHE", "RECTUTOR_ARCHIVES"])
+def test_a_home_that_nobody_has_is_named(name, monkeypatch):
+    monkeypatch.setenv(name, "~nobody-at-all/archives")
+    with pytest.raises(ValueError, match=f"{name} is '~nobody-at-all/archives': .*; give a folder"):
+        environment.folder(name)
+    monkeypatch.setenv(name, "~/archives")
+    assert environment.folder(name) == Path.home() / "archives"
+    monkeypatch.delenv(name)
+    assert environment.folder(name) is None

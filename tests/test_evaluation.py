@@ -754,6 +754,19 @@ def test_the_same_movie_of_another_user_is_no_leak(three_users):
     assert says(other).leaked(three_users, "test").tolist() == []
 
 
+def test_a_movie_beyond_the_catalogue_accuses_nobody(three_users):
+    other = frame([(1, 16)])  # of 10 movies: 1 * 11 + 16 is the number of user 2 and movie 5
+    beyond = dataclasses.replace(three_users, test=three_users.test.assign(movie_id=[5, 5, 5]))
+    assert says(other).leaked(beyond, "test").tolist() == []
+
+
+def test_a_part_without_interactions_has_no_leak_and_is_refused(three_users):
+    none = dataclasses.replace(three_users, validation=three_users.validation[:0], order=None)
+    assert says(none.train).leaked(none, "validation").tolist() == []
+    with pytest.raises(ValueError, match="validation has no interactions"):
+        evaluate(says(none.train), none, on="validation")
+
+
 def test_a_movie_known_before_is_no_leak_until_it_is_counted_once_more():
     split = leave_one_out(frame([(1, 4), (1, 2), (1, 3), (1, 4)]), num_movies=10)
     past = pd.concat([split.train, split.validation])

@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from rectutor import data, evaluation, first_minute
+from rectutor import chapter, data, evaluation, first_minute
 from rectutor.__main__ import main
 from rectutor.baselines import standard_baselines
 from rectutor.splits import leave_one_out
@@ -104,6 +105,28 @@ def test_short_histories_and_matrices_are_asked_for_before_a_chapter_is_named(mo
         first_minute.check_history(short, 5)
     monkeypatch.setattr(first_minute, "_too_large", lambda num_movies: "18 GB")
     assert "an item-item matrix, which does not fit" in first_minute._lacking(short, "gru4rec")
+
+
+def test_users_times_items_are_asked_for_before_a_chapter_is_named(monkeypatch):
+    data_of_both = SimpleNamespace(num_users=99_999, num_movies=19_999)
+    monkeypatch.setattr(first_minute, "_memory", lambda: 24e9)
+    with pytest.raises(ValueError, match="99,999 users and 19,999 items make 80 GB; keep the most"):
+        first_minute.check_pairs_fit("ranking", data_of_both)
+    first_minute.check_pairs_fit("sasrec", data_of_both)  # nothing of users times items there
+    frame = pd.DataFrame({"user": [1, 1, 2], "item": [1, 2, 1], "rating": [5, 3, 4]})
+    loaded = data.from_dataframe(frame, **{name: name for name in frame})
+    assert first_minute._lacking(loaded, "ranking") == ""
+    monkeypatch.setattr(first_minute, "_memory", lambda: 500.0)
+    assert first_minute._lacking(loaded, "ranking").endswith("users and items, which does not fit")
+
+
+@pytest.mark.parametrize("name", first_minute.PAIRS)
+def test_a_chapter_says_that_users_times_items_do_not_fit_before_it_trains(name, monkeypatch):
+    run = chapter.Run(name, "smoke", 0, "jax", "CPU")
+    assert run.load_data("synthetic").num_users == 300
+    monkeypatch.setattr(first_minute, "_memory", lambda: 1e6)
+    with pytest.raises(ValueError, match="300 users and 200 items make 0 GB"):
+        run.load_data("synthetic")
 
 
 def test_the_command_to_run_keeps_the_columns(table, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """A table of one's own is read as it is meant, or the error says what to change in it."""
 
+import csv
 import gzip
 import zipfile
 
@@ -191,7 +192,10 @@ DAY = 1_577_836_800  # 2020-01-01
         ([DAY * 10**6, (DAY + 86_400) * 10**6], "microseconds since 1970"),
         ([DAY * 10**9, (DAY + 86_400) * 10**9], "nanoseconds since 1970"),
         (["20200101", "20200102"], "dates as 20200131, 2020-01-01 to"),
+        (["202001010000", "202001020000"], "dates as 202001311830, 2020-01-01 to"),
+        (["20200101000000", "20200102000000"], "dates as 20200131183000, 2020-01-01 to"),
         (["2020-01-01", "2020-01-02"], "dates, 2020-01-01 to"),
+        (["2020-01-01 00:00:00 UTC", "2020-01-02 00:00:00 GMT"], "dates, 2020-01-01 to"),
         (["2020-01-01T02:00:00+02:00", "2020-01-02 00:00:00Z"], "dates, 2020"),
         (["01.01.2020", "02.01.2020", "31.01.2020"], "dates, day first, 2020"),
         (["01/01/2020 00:00", "01/02/2020 00:00", "01/31/2020 00:00"], "dates, month first"),
@@ -326,6 +330,34 @@ def test_an_index_that_is_called_as_a_column_is_refused(tmp_path):
     frame.to_parquet(tmp_path / "mine.parquet")
     with pytest.raises(ValueError, match=r"its index and a column are both called 'user'; rename"):
         own_table.read(str(tmp_path / "mine.parquet"))
+
+
+def test_two_columns_of_one_name_in_parquet_are_said(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table([[1], [2], [3]], names=["user", "item", "item"])
+    parquet.write_table(table, tmp_path / "mine.parquet")
+    with pytest.raises(ValueError, match=r"two of its columns have one name .*; rename one"):
+        own_table.read(str(tmp_path / "mine.parquet"))
+
+
+@pytest.mark.parametrize("name", ["PK", "PAR1"])
+def test_a_column_called_as_another_kind_of_file_begins_is_a_column(read, name):
+    assert len(read(f"{name},user,item\n1,ann,tea\n").ratings) == 1
+
+
+def test_a_long_text_in_quotes_is_a_field(read):
+    limit = csv.field_size_limit()
+    long = "fine " * 30_000
+    assert len(read(f'user,item,title\nann,tea,"{long}"\nbob,tea,"{long}"\n').ratings) == 2
+    assert csv.field_size_limit() == limit
+
+
+def test_milliseconds_of_twelve_digits_are_no_dates(read, capsys):
+    seventies = [10**11 + k * 86_400_123 for k in range(20)]  # 1973
+    assert times(read, seventies)[0] == 10**8
+    assert "milliseconds since 1970" in capsys.readouterr().out
 
 
 def test_no_file_is_said_and_home_may_be_a_tilde(tmp_path, monkeypatch):

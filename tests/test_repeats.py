@@ -7,6 +7,7 @@ import pytest
 from rectutor import chapter, data, evaluation, first_minute, repeats, results
 from rectutor.baselines import EASE, Popularity
 from rectutor.evaluation import Trained, evaluate
+from rectutor.sequences import Histories
 from rectutor.splits import leave_one_out
 from rectutor.training import BestByNDCG
 
@@ -47,6 +48,12 @@ def begin(shop, tmp_path, monkeypatch):
         return run, run.load_data("100k", on_five_stars=True)
 
     return start
+
+
+def test_serving_refuses_to_let_what_was_had_compete(begin):
+    with pytest.raises(ValueError, match="the chapter serving always leaves out what a user has"):
+        begin("serving", exclude_seen="no")
+    assert begin("serving", exclude_seen="yes")
 
 
 def test_at_a_grocery_all_stand_at_nothing_until_repeats_are_let_in(begin):
@@ -146,6 +153,13 @@ def test_the_first_minute_lets_repeats_in_where_they_are_many(shop, monkeypatch,
     out = capsys.readouterr().out
     assert "is not recommended again (RECTUTOR_EXCLUDE_SEEN=no" in out
     assert "worth running first: sasrec; also possible: gru4rec" in out
+
+
+def test_the_latest_is_ahead_of_equals_in_a_long_history():
+    items = np.array([2, 3] * 1000 + [1] * 600, np.int32)
+    known = Histories(items, np.array([0, 0, len(items)]))
+    scores = repeats.own_history(3)(evaluation.Queries(np.array([1]), known))
+    assert np.argsort(-scores[0]).tolist()[:2] == [3, 2]
 
 
 def test_the_own_history_is_counted_and_the_latest_is_ahead_of_equals():

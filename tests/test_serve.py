@@ -1,5 +1,6 @@
 """The service over HTTP: a real client, a real server in a process of its own."""
 
+import asyncio
 import json
 import re
 import signal
@@ -372,6 +373,52 @@ def test_the_load_generator_prints_what_it_found(served, capsys):
     assert load.main([str(served), "--seconds", "0.1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:6]] == ["1", "8", "64", "64"]
+
+
+def test_what_was_refused_is_tried_again(tmp_path, monkeypatch):
+    """The disk may have been to blame, not the version."""
+    old = artefact.Service.load(write(tmp_path, **artefacts.parts(1)))
+    new = write(tmp_path, **artefacts.parts(2))
+    real, calls = artefact.Service.load, []
+
+    def load_at_last(folder, search=None):
+        calls.append(folder)
+        if len(calls) < 3:
+            raise OSError("a moment of trouble")
+        return real(folder, search)
+
+    async def watched():
+        taken = serve._Taken(old)
+        watching = asyncio.create_task(serve._watch(taken, tmp_path, None, 0.01, None))
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if taken.service.id == new.name:
+                break
+            assert taken.refused in (None, "OSError: a moment of trouble")
+        watching.cancel()
+        return taken
+
+    monkeypatch.setattr(serve.Service, "load", load_at_last)
+    taken = asyncio.run(watched())
+    assert (taken.service.id, taken.refused, len(calls)) == (new.name, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--port", "99999"), ("--port", "-1"), ("--every", "0")]
+)
+def test_a_port_or_a_time_that_is_none_is_said(option, value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        serve.main(["folder", f"{option}={value}"])
+    assert ended.value.code == 2
+    assert f"{value} is no " in capsys.readouterr().err
+
+
+def test_two_full_lists_of_ids_as_long_as_a_uuid_are_read(client):
+    ids = [f"{number:036d}" for number in range(5_000)]
+    answer = ask(client, history=ids, exclude=ids)
+    assert answer.status_code == 422
+    assert "ids that are not in the catalogue" in answer.json()["detail"]
+    assert len(ask(client, history=["9" * 200] * 20).content) < 1_500
 
 
 def test_nothing_to_serve_is_said_in_one_line(tmp_path, capsys):

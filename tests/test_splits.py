@@ -1,5 +1,7 @@
 """Splits put every row in exactly one part, and the right one."""
 
+import dataclasses
+
 import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
@@ -260,6 +262,22 @@ def test_equal_times_keep_the_order_of_the_ratings_or_else_of_the_parts():
     timeless = ratings.drop(columns="timestamp")
     without = Split(timeless[1:3], timeless[:1], timeless[3:], 1, 8)
     assert without.histories()[1].tolist() == [6, 7, 5]
+
+
+def test_an_order_of_other_rows_is_refused():
+    split = leave_one_out(frame((2, 5, 1), (1, 6, 2), (1, 7, 1), (1, 8, 4), (2, 6, 3), (2, 7, 9)))
+    shuffled = dataclasses.replace(split, train=split.train.iloc[::-1])
+    with pytest.raises(ValueError, match=r"an order of other rows: .*; leave it out"):
+        shuffled.histories()
+    assert dataclasses.replace(shuffled, order=None).histories()[1].tolist() == [7, 6]
+
+
+def test_dates_of_two_units_are_one_time():
+    rows = frame((1, 5, 1), (1, 6, 2), (1, 7, 3))
+    dates = pd.to_datetime(rows["timestamp"], unit="D")
+    fine, coarse = (rows.assign(timestamp=dates.astype(f"datetime64[{u}]")) for u in ("ns", "s"))
+    split = Split(fine[1:2], coarse[:1], fine[2:], 1, 7)
+    assert split.histories()[1].tolist() == [5, 6]
 
 
 def test_a_split_sorts_once_and_gives_what_nobody_can_change(monkeypatch):

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from rectutor import study as reader
 from rectutor.evaluation import evaluate
 from study import core, summary
 
+ROOT = Path(__file__).resolve().parent.parent
 TOY = '''
 """A chapter of one job."""
 from study.core import Comparison, Job, facts
@@ -329,3 +331,52 @@ def test_of_the_settings_those_that_are_read_count_in_the_profile_that_the_study
 )
 def test_which_settings_code_reads(code: str, read: set[str] | None) -> None:
     assert core._settings_read(ast.parse(code).body) == read
+
+
+def test_as_many_settings_are_told_as_were_tried() -> None:
+    searched = json.loads((ROOT / "study" / "searches.json").read_text("utf-8"))
+    tried = [each for each in searched if "edition" not in each]
+    assert len({json.dumps(each["settings"], sort_keys=True) for each in tried}) == len(tried)
+    counts = Counter(each["chapter"] for each in tried)
+    assert counts == {"sasrec": 41, "sasrec_levers": 10, "gru4rec": 8}
+    told = {
+        "notebooks/sasrec.py": "Of 41 settings tried",
+        "notebooks/sasrec_levers.py": "Ten settings were",
+        "notebooks/gru4rec.py": "Eight settings were tried",
+        "book/evaluation.md": "dropout of SASRec (41), the levers' best combination (10)",
+    }
+    for file, words in told.items():
+        assert words in " ".join((ROOT / file).read_text("utf-8").split()), file
+    text = (ROOT / "notebooks" / "sasrec_levers.py").read_text("utf-8")
+    asked = [each["test_ndcg"] for each in searched if "test_ndcg" in each]
+    assert len(asked) == 3
+    assert f"({asked[0]:.3f})" in text
+    assert f"({asked[1]:.3f}, less than the 0.130 that we aim at)" in text
+    whole = [each for each in tried if len(each["validation_ndcg"]) == 5]
+    assert len(whole) == 5
+    best = max(whole, key=lambda each: float(np.mean([*each["validation_ndcg"].values()])))
+    assert best["test_ndcg"] == asked[2]
+
+
+def test_every_lever_came_to_its_early_stop() -> None:
+    """No best epoch is so late that the limit ended the training, not the patience."""
+    from study import additions, sasrec
+
+    settings = core.Draw("sasrec", 1, "quick").settings
+    own = settings.epochs, 1, settings.patience
+    limits = {job.key: own for job in additions.JOBS} | {"sasrec/made right": own}
+    limits["sasrec/levers"] = own
+    names = ("documented, converged", "latest movies")
+    limits |= {f"sasrec/{name}": sasrec.DOCUMENTED_LIMITS["quick"] for name in names}
+    for job in sasrec.JOBS:
+        if job.key in limits or job.function.__module__ == "study.losses":
+            continue
+        limits[job.key] = sasrec.LIMITS["quick"]
+    del limits["sasrec/documented"]  # of as many epochs as the documentation has
+    assert len(limits) == 23
+    for job in sasrec.JOBS:
+        epochs, every, patience = limits.get(job.key, (10**9, 0, 0))
+        for run in core.read(job)["runs"]:
+            for arm in run["arms"].values():
+                latest = arm.get("facts", {}).get("epochs", 0) + every * patience
+                assert latest <= epochs, (job.key, run["run"])
