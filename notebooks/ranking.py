@@ -616,8 +616,9 @@ def moments(ratings, learn):
 # and of the movies $I_u$ they rated, are added to the user's own; a movie's features and its *audience*,
 # the users who rated it, likewise to the movie's:
 #
-# $$p_u' = p_u + W x_u + \frac{1}{\sqrt{|I_u|}} \sum_{j \in I_u \setminus i} t_j, \qquad
-# \hat{y}_{ui} = \mu + b + p_u'^\top q_i' + (p_u' + q_i')^\top (z_1 + z_2) + z_1^\top z_2,$$
+# $$p_u' = p_u + W x_u + \frac{1}{\sqrt{|I_u|}} \sum_{j \in I_u \setminus i} t_j,$$
+#
+# $$\hat{y}_{ui} = \mu + b + p_u'^\top q_i' + (p_u' + q_i')^\top (z_1 + z_2) + z_1^\top z_2,$$
 #
 # with $z_1, z_2$ the vectors of the moment and $b$ the biases of all. The pair $(u, i)$ itself is left out of both
 # sums: in training it is always in them, in the test never, and a model would learn to rely on that.
