@@ -284,3 +284,4 @@ class TestPage:
         assert "RecTools'" not in text
         best = RUN | {"test": [dict(RUN["test"][0], ndcg=[0.21, 0.2, 0.22])]}
         assert "0.205: reached" in report.million_page(best, PEER)
+        assert "0.205: reached" in report.million_page(RUN, plain=best)
