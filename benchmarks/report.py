@@ -148,7 +148,7 @@ figures](../notebooks/leaderboard.ipynb) tell how good is good, not who is ahead
 book's protocol](evaluation.md): all movies compete, those seen are left out, in brackets is the
 95 % interval over users.
 
-Ours is the [levers'](../notebooks/sasrec_levers.ipynb) best combination with the settings of
+With [levers](../notebooks/sasrec_levers.ipynb) it is their best combination, with the settings of
 `full`. {tried} Validation chose
 the epoch, {best} of {epochs}; {end}. Its NDCG@10 on validation was {half:.3f} after half
 of the epochs and {top:.3f} after the best. {anew}
