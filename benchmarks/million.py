@@ -128,7 +128,13 @@ class Progress:
         self.write()
 
     def refit(self) -> Progress:
-        """That of the model that is trained anew, in a folder below."""
+        """That of the model that is trained anew, in a folder below.
+
+        Raises:
+            SystemExit: validation has chosen no epochs yet.
+        """
+        if not self.epochs:
+            raise SystemExit("error: train first, without --refit: validation chooses the epochs")
         settings = SimpleNamespace(**self.kept["settings"])
         return Progress(self.file.parent / "refit", settings)
 
@@ -248,13 +254,7 @@ def known(split: Split) -> pd.DataFrame:
 
 
 def refit(split: Split, model: Any, progress: Progress, code: Any) -> None:
-    """Train a new model on all but the test, for the epochs that validation chose.
-
-    Raises:
-        SystemExit: validation has chosen none yet.
-    """
-    if not progress.epochs:
-        raise SystemExit("error: train first, without --refit: validation chooses the epochs")
+    """Train a new model on all but the test, for the epochs that validation chose."""
     again, epochs = progress.refit(), progress.best["epoch"]
 
     def look(row: dict[str, float]) -> bool:

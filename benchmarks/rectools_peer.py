@@ -102,13 +102,7 @@ def choose(rows: pd.DataFrame, progress: Progress, hours: float) -> None:
 
 
 def refit(rows: pd.DataFrame, progress: Progress) -> None:
-    """Train a new model on all but the test, for the epochs that validation chose.
-
-    Raises:
-        SystemExit: validation has chosen none yet.
-    """
-    if not progress.epochs:
-        raise SystemExit("error: train first, without --refit: validation chooses the epochs")
+    """Train a new model on all but the test, for the epochs that validation chose."""
     again, epochs = progress.refit(), progress.best["epoch"]
 
     def look(model: Any, row: dict[str, float]) -> bool:
