@@ -400,6 +400,12 @@ def million_rows(runs: Iterable[dict[str, Any] | None]) -> list[dict[str, Any]]:
     return sorted(told, key=lambda row: -row["ndcg"][0])
 
 
+def trained_anew(run: dict[str, Any]) -> str:
+    """Whether it was, and how often the test was asked, in the words of the page."""
+    too = "" if run["refit"] else "not "
+    return f"{too}trained anew, and the test was asked {'; '.join(run['asked'])}"
+
+
 def million_page(
     run: dict[str, Any],
     peer: dict[str, Any] | None = None,
@@ -442,11 +448,10 @@ finished, one that is {earlier["settings"]["width"]} wide and reached
 that were finished were both tested, the other without training anew."""
     first = ""
     if plain:
-        too = "" if plain["refit"] else "not "
         first = f"""The model of [the first page](../notebooks/sasrec.ipynb), with its settings of
 `full` and without any lever, reached {plain["best"]["ndcg"]:.3f} on validation
-in epoch {plain["best"]["epoch"]} of {len(plain["epochs"])}. It was {too}trained
-anew, and the test was asked {"; ".join(plain["asked"])}."""
+in epoch {plain["best"]["epoch"]} of {len(plain["epochs"])}.
+It was {trained_anew(plain)}."""
     anew = "It was not trained anew, so it has not learned from validation's movies."
     if run["refit"]:
         anew = """Then a new model was trained for as many epochs,
@@ -465,10 +470,9 @@ settings, of {tries:.0f} tried in all, and they know its movies as well."""
         commands = """`python -m benchmarks.million` and `sh benchmarks/peers.sh million`
 measure, and write this page"""
         version = peer["machine"]["versions"]["RecTools"]
-        too = "" if peer["refit"] else "not "
         beside = f"""RecTools' SASRec has the defaults of version {version} (wider, on each user's
-latest hundred movies), the same stopping rule and the same split; it was {too}trained anew,
-and the test was asked {"; ".join(peer["asked"])}."""
+latest hundred movies), the same stopping rule and the same split;
+it was {trained_anew(peer)}."""
     return (
         MILLION_TEXT.format(
             table=as_markdown(shown),
