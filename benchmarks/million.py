@@ -147,7 +147,9 @@ class Progress:
         again = self.refit().epochs
         if len(again) not in (0, epochs := self.best["epoch"]):
             raise SystemExit(f"error: trained anew for {len(again)} of {epochs} epochs: go on")
-        asked = f"after {len(self.epochs)} epochs" + ", trained anew" * bool(again)
+        asked = f"after {len(self.epochs)} epochs"
+        if again:
+            asked += f", of a model trained anew for {len(again)}"
         self.kept["asked"] = [*self.kept.get("asked", []), asked]
         self.write()
         return {**self.kept, "best": self.best, "refit": again}

@@ -133,7 +133,8 @@ MILLION_TEXT = """\
 # A million ratings
 
 How good is the book's [SASRec](../notebooks/sasrec.ipynb) on ten times as many ratings? No
-measurement here is typed in: {commands}.
+measurement here is typed in: {commands}, with `--refit` and then `--test`, and
+`python -m benchmarks.report write` writes this page.
 
 ```{{raw}} html
 :file: _static/bench-million.svg
@@ -143,7 +144,7 @@ measurement here is typed in: {commands}.
 
 The file is MovieLens 1M as the SASRec paper prepared it: {users:,} users, {movies:,} movies,
 {interactions:,} interactions, *without* the last two movies of each user, on which the papers
-choose and test. So a user's last movie here is one step earlier than theirs, and [their
+choose and test. So the movie asked for here is two before the one they test on, and [their
 figures](../notebooks/leaderboard.ipynb) tell how good is good, not who is ahead. All else is [the
 book's protocol](evaluation.md): all movies compete, those seen are left out, in brackets is the
 95 % interval over users.
@@ -465,10 +466,10 @@ better ({run["settings"]["patience"]} in a notebook)"""
         tries = sum(row["settings_tried"] for row in baselines["test"])
         chosen = f"""The baselines are those that have a closed form; validation chose their
 settings, of {tries:.0f} tried in all, and they know its movies as well."""
-    beside, commands = "", "`python -m benchmarks.million` measures, and writes this page"
+    beside, commands = "", "`python -m benchmarks.million` measures"
     if peer:
         commands = """`python -m benchmarks.million` and `sh benchmarks/peers.sh million`
-measure, and write this page"""
+measure"""
         version = peer["machine"]["versions"]["RecTools"]
         beside = f"""RecTools' SASRec has the defaults of version {version} (wider, on each user's
 latest hundred movies), the same stopping rule and the same split;

@@ -215,7 +215,7 @@ def recommender_of(model, length, padding):
 # (gru4rec-c31)=
 # :::{admonition} Corrections C24 and C31: batches that never change, and seeds
 # C24: the example forms its batches before it caches them, so every epoch meets the same batches, and each window
-# the same negatives. `shuffle=True` mixes the windows in every epoch. C31: the example seeds its shuffle and nothing else;
+# the same negatives. `shuffle=True` mixes the windows in every epoch. C31: the example seeds nothing, its shuffle neither;
 # here one seed rules all, and the test part chooses nothing.
 # :::
 

@@ -102,7 +102,7 @@ print(f"{split}\nthe file's ids end at {last}; {data.num_movies} are rated")
 # (sasrec-c23)=
 # :::{admonition} Corrections C23 and C31, in a line each
 # C23: on MovieLens 1M ids end at 3,952 and 3,706 movies are rated; the documented recipe
-# takes all ids as negatives and candidates (here ids have no gaps). C31: it seeds nothing but the shuffle, and its validation is its
+# takes all ids as negatives and candidates (here ids have no gaps). C31: it seeds nothing, and its validation is its
 # test; here one seed decides everything, and `split` keeps the two apart.
 # :::
 #
@@ -191,8 +191,8 @@ for inputs, y in documented_arrays(toy, 20, 6, seed=0):
 # (sasrec-c22)=
 # (sasrec-c24)=
 # :::{admonition} Corrections C14, C22 and C24: which negatives, and when
-# C14: the negatives are drawn before training and are the same in all epochs. C24: so are the batches, for `batch` comes
-# before `cache` and nothing is shuffled after. C22: negatives are movies missing from the *whole* history, the held-out movie included:
+# C14: the negatives are drawn before training and are the same in all epochs. C24: so are the batches, formed once and
+# never shuffled. C22: negatives are movies missing from the *whole* history, the held-out movie included:
 # training never says no to the answer, and may to any other movie. (The first two you see in the code: `documented_arrays` runs once, and
 # `train_documented` below keeps its order. The next cell counts the answers among negatives
 # drawn against the whole history, and against what training knows.)

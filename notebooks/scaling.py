@@ -249,7 +249,7 @@ assert same
 
 # %% [markdown]
 # The picture at the top is of these steps, in Polars too, and in pandas with the package's own functions. Of a million rows DuckDB takes about as long in each log:
-# time grows as the log does, up to a billion rows. Memory stays near DuckDB's limit, because a part has the same size in all of them. DuckDB and
+# time grows as the log does, up to a billion rows. From ten million rows on memory stays near DuckDB's limit, because a part has the same size from there. DuckDB and
 # Polars take about the same time, DuckDB less memory; it also has a limit that one line sets, and its SQL runs elsewhere. So
 # this chapter uses it. Where pandas fits it is the fastest of the three, because it does not write the log a second time; it ends
 # where its memory does (sooner than the three copies above say: it makes more), here at 14 GiB (`LIMITS` in the benchmark). Polars was not given the two largest logs.
@@ -555,7 +555,7 @@ print(f"with exit status {children[0].returncode}")
 print(*logs[0].read_text().splitlines()[-1:])
 
 # %% [markdown]
-# No hang: the sum that waits for the dead process fails, and whoever waits for something else is ended after ten seconds of silence (`main`). But see `os._exit` in `main`: a script that only lets the error
+# (An exit status below 0 is a signal: -6 is an abort, by JAX's own watch.) No hang: the sum that waits for the dead process fails, and whoever waits for something else is ended after ten seconds of silence (`main`). But see `os._exit` in `main`: a script that only lets the error
 # through would wait for the other at its end, until it is declared dead after minutes. Whoever started the job (Slurm, Kubernetes) starts it again, with the same
 # command; `train` finds the checkpoint, and JAX the
 # compiled program, in the folder that `start` names.

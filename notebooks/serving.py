@@ -506,7 +506,7 @@ run.show_table(pd.DataFrame(rows).T, "Recall of the first stage on test")
 # **Guess first.** With a catalogue of this size, will any be faster than exact search? And with one ten times as large?
 #
 # :::{dropdown} Answer
-# Clusters may be, by hundredths of a millisecond, which a request hardly notices. On larger
+# Clusters may be, by thousandths of a millisecond, which a request hardly notices. On larger
 # tables they pull away ([benchmarks](../book/benchmarks.md)).
 # :::
 

@@ -1,8 +1,7 @@
 """The jobs of the SASRec chapter and of its levers.
 
 Levers are compared at their early stop on validation, without the training anew that the model made
-right has. Every draw of a run (weights, negatives, order of the ties) comes from its number, but
-for the negatives of a sampled softmax, which are one stream for all runs.
+right has. Every draw of a run (weights, negatives, order of the ties) comes from its number.
 """
 
 from __future__ import annotations

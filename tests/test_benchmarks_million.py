@@ -159,7 +159,7 @@ def test_the_test_is_asked(archive, tmp_path, monkeypatch):
     stored = json.loads(million.test(split, model, progress, code).read_text())
     np.testing.assert_array_equal(model.get_weights()[0], expected[0])  # of the model trained anew
     assert [row["epoch"] for row in stored["refit"]] == [1, 2]
-    asked = ["after 1 epochs", "after 2 epochs, trained anew"]
+    asked = ["after 1 epochs", "after 2 epochs, of a model trained anew for 2"]
     assert stored["asked"] == million.Progress(tmp_path, settings).kept["asked"] == asked
 
 

@@ -360,7 +360,7 @@ def test_as_many_settings_are_told_as_were_tried() -> None:
 
 def test_every_lever_came_to_its_early_stop() -> None:
     """No best epoch is so late that the limit ended the training, not the patience."""
-    from study import additions, sasrec
+    from study import additions, losses, sasrec
 
     settings = core.Draw("sasrec", 1, "quick").settings
     own = settings.epochs, 1, settings.patience
@@ -368,12 +368,12 @@ def test_every_lever_came_to_its_early_stop() -> None:
     limits["sasrec/levers"] = own
     names = ("documented, converged", "latest movies")
     limits |= {f"sasrec/{name}": sasrec.DOCUMENTED_LIMITS["quick"] for name in names}
+    most, patience = losses.LIMITS["quick"]
+    limits |= {job.key: (most, 1, patience) for job in losses.JOBS}
     for job in sasrec.JOBS:
-        if job.key in limits or job.function.__module__ == "study.losses":
-            continue
-        limits[job.key] = sasrec.LIMITS["quick"]
+        limits.setdefault(job.key, sasrec.LIMITS["quick"])
     del limits["sasrec/documented"]  # of as many epochs as the documentation has
-    assert len(limits) == 23
+    assert len(limits) == 29
     for job in sasrec.JOBS:
         epochs, every, patience = limits.get(job.key, (10**9, 0, 0))
         for run in core.read(job)["runs"]:
