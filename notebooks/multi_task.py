@@ -301,9 +301,9 @@ run.documented()
 #
 # (multi-task-c19)=
 # :::{admonition} Correction C19: the closing table is not that of the runs above it
-# Two published copies of the example print, for the joint model, an accuracy of 0.0170 and 0.0199 and an RMSE of 0.2508 and 0.2503
+# Three published copies of the example print, for the joint model, an accuracy of 0.0170, 0.0186 and 0.0199 and an RMSE of 0.2508, 0.2501 and 0.2503
 # {cite}`sharma2025keras`; the closing table says 0.022 and 0.25, and the text reads from it that joint training is "slightly better" at
-# retrieval. Less, we find, than the standard error of such an accuracy.
+# retrieval. Less than the standard error of such an accuracy.
 # :::
 #
 # (multi-task-c20)=

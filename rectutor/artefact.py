@@ -325,7 +325,8 @@ def write(
             last, to float32 `(B, d)`.
         items: `(V + 1, d)` float32. The first retriever scores a movie by its row times the state.
         neighbours: `(V + 1, V + 1)` float32, the second retriever's item-to-item weights. It scores
-            by the sum of the history's rows, each weighed by $\exp(-age / decay)$.
+            by the sum of the history's rows, each weighed by $\exp(-age / decay)$, where a movie
+            watched twice has the age of the latest time.
         decay: in interactions; `None` weighs all alike.
         ranker: ONNX; `features` float32 `(B, K, 5)` to float32 `(B, K)`, for any K.
         catalogue: V rows in the order of the numbers: `id` (whole numbers or strings), `title`, and
@@ -422,7 +423,7 @@ class Service:
             )
         self._items = _array(contents, "items.npy", (size, None))
         self._neighbours = _array(contents, "neighbours.npy", (size, size))
-        self._depth = size
+        self._depth: int | None = None
         if self._decay is not None:
             if not self._decay > 0:
                 raise ArtefactError(f"decay is {self._decay}; give interactions above 0, or None")
@@ -530,14 +531,16 @@ class Service:
         return state
 
     def neighbour_scores(self, history: np.ndarray) -> np.ndarray:
-        """The second retriever's scores `(V + 1,)` after a history of numbers."""
-        latest = history[-self._depth :]
-        if self._decay is None:
-            weights = np.ones(len(latest), np.float32)
-        else:
-            ages = np.arange(len(latest) - 1, -1, -1, dtype=np.float32)
-            weights = np.exp(-ages / np.float32(self._decay))
-        scores: np.ndarray = weights @ self._neighbours[latest]
+        """The second retriever's scores `(V + 1,)` after a history of numbers.
+
+        A movie watched twice counts once, the latest time, as in `weighted_histories`.
+        """
+        latest = history[::-1][: self._depth]  # the latest first
+        ages = np.sort(np.unique(latest, return_index=True)[1])[::-1]  # of each movie, once
+        weights = np.ones(len(ages), np.float32)
+        if self._decay is not None:
+            weights = np.exp(-ages.astype(np.float32) / np.float32(self._decay))
+        scores: np.ndarray = weights @ self._neighbours[latest[ages]]
         return scores
 
     def retrieve(
@@ -582,8 +585,14 @@ class Service:
         return answer
 
     def trial(self, count: int) -> np.ndarray:
-        """Scores of `count` candidates for whoever has watched the most popular movies."""
-        return self.rank(self.retrieve(self._popular[: self._context], count, search="index"))
+        """Scores of `count` candidates for whoever has watched the most popular movies.
+
+        Of a catalogue no longer than the context some are left unwatched, for there to be any.
+        """
+        watched = self._context
+        if self.num_movies <= watched:
+            watched = max(1, self.num_movies - count)
+        return self.rank(self.retrieve(self._popular[:watched], count, search="index"))
 
     def _search(self, state: np.ndarray, seen: np.ndarray, count: int) -> np.ndarray:
         """The same as `_best`, by the index: as many more as have been seen, and those dropped."""

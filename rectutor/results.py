@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rectutor import environment
 from rectutor.environment import write_text
 
 if TYPE_CHECKING:
@@ -69,10 +70,8 @@ def folder() -> Path:
     directory. What ran on a table of one's own (`RECTUTOR_DATA`) lies in a folder of the table's
     name in there, `own/NAME`, apart from the book's.
     """
-    override, root = os.environ.get("RECTUTOR_RESULTS"), checkout()
-    if override:
-        found = Path(override)
-    else:
+    found, root = environment.folder("RECTUTOR_RESULTS"), checkout()
+    if found is None:
         found = root / "_build" / "results" if root else Path.cwd() / "results"
     return of_table(found)
 
@@ -96,8 +95,8 @@ def own_name(file: str) -> str:
 
 def relative(path: Path) -> Path:
     """`path` as messages show it: from the repository, or else from beside `folder()`."""
-    override = os.environ.get("RECTUTOR_RESULTS")
-    for base in (checkout(), Path(override).parent if override else Path.cwd()):
+    override = environment.folder("RECTUTOR_RESULTS")
+    for base in (checkout(), override.parent if override else Path.cwd()):
         if base and path.resolve().is_relative_to(base.resolve()):
             return path.resolve().relative_to(base.resolve())
     return Path(path.name)

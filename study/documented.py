@@ -37,9 +37,11 @@ FIGURES = (
         "multi_task/documented, multi-task, stars",
         "accuracy",
         "top-10 accuracy",
-        ("0.0170", "0.0199"),
+        ("0.0170", "0.0186", "0.0199"),
     ),
-    Documented("multi_task/documented, multi-task, stars", "rmse", "RMSE", ("0.2503", "0.2508")),
+    Documented(
+        "multi_task/documented, multi-task, stars", "rmse", "RMSE", ("0.2501", "0.2503", "0.2508")
+    ),
     *(
         Documented(f"multi_task/documented, {kind}, stars", key, f"{what}, closing table", (value,))
         for kind, accuracy, error in (

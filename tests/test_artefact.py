@@ -8,6 +8,9 @@ import pytest
 
 from rectutor import artefact
 from rectutor.artefact import ArtefactError, Service, UnknownMovies, write
+from rectutor.baselines import weighted_histories
+from rectutor.evaluation import Queries
+from rectutor.sequences import Histories
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,24 @@ def test_the_old_end_of_a_history_is_left_out_only_where_it_weighs_nothing(decay
     wanted = weights @ parts["neighbours"][history]
     found = Service.load(tmp_path).neighbour_scores(history)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [None, 3.0])
+def test_a_movie_watched_again_counts_as_the_retriever_has_it(decay, tmp_path):
+    parts = artefacts.parts() | {"decay": decay}
+    write(tmp_path, **parts)
+    history = np.random.default_rng(0).integers(1, 20, 90).astype(np.int32)
+    queries = Queries(np.array([1]), Histories(history, np.array([0, 0, 90])))
+    weights = weighted_histories(queries, artefacts.SIZE, decay)
+    found = Service.load(tmp_path).neighbour_scores(history)
+    wanted = (weights @ parts["neighbours"])[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, artefacts.CONTEXT, artefacts.CONTEXT + 1])
+def test_a_catalogue_may_be_as_short_as_the_context(size, tmp_path):
+    write(tmp_path, **artefacts.parts(size=size) | {"candidates": 2})
+    assert len(Service.load(tmp_path).recommend([10], 2)) == 2
 
 
 def test_features_tell_distances_ranks_and_popularity():

@@ -168,6 +168,13 @@ def test_what_ran_on_an_own_table_lies_apart(checkout, monkeypatch):
     assert results.folder() == checkout.parent / "mine"
 
 
+def test_a_home_is_understood(checkout, monkeypatch, tmp_path):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path / "home"))
+    monkeypatch.setenv("RECTUTOR_RESULTS", "~/mine")
+    assert results.folder() == tmp_path / "home" / "mine"
+
+
 def test_messages_name_no_place_of_the_machine(checkout, monkeypatch):
     assert results.relative(results.folder() / "a.json").as_posix() == "_build/results/a.json"
     monkeypatch.setenv("RECTUTOR_RESULTS", str(checkout.parent / "mine"))
